@@ -1,0 +1,142 @@
+"""The seam of every task: texts in, columns out. A new task is one new file beside this one.
+
+    class Shout(Task):
+        \"\"\"Upper case, to show the seam.\"\"\"
+
+        class Config(AnnotationSettings):
+            \"\"\"No options of its own.\"\"\"
+
+        def fields(self) -> list[pa.Field]:
+            return [pa.field("text", pa.string())]             # the column is `<name>_text`
+
+        def annotate(self, texts: Texts) -> Annotated:
+            return Annotated.of({"text": pa.array([text.upper() for text in texts.values])}, rows=len(texts.values))
+
+Where a file with a single `Task` subclass stands, in this folder or a user's own, `pipeline.tasks.find` finds it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BeforeValidator, Field
+from typing_extensions import Annotated as Typed
+
+from pipeline.models.reference import ModelSettings, PinnedModel
+from pipeline.quarantine import Reason
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.models.loading import LoadedModel
+
+Built = TypeVar("Built")
+
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+
+def _reference(value: object) -> object:
+    """A bare reference stands for `{ref: …}`."""
+    return {"ref": value} if isinstance(value, str) else value
+
+
+class AnnotationSettings(Settings):
+    """What every annotation has; a task's own `Config` adds to it."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+    """Prefix of the columns that the annotation adds: letters, digits and _, at most 100 characters."""
+
+    task: str
+    """Name of a task, or the path of a `.py` file with one (needs `allow_code: true`)."""
+
+    text: str = Field(min_length=1)
+    """A column, a dotted path to a nested field, or a template with {column} in it."""
+
+    model: Typed[ModelSettings | None, BeforeValidator(_reference)] = None
+    """The pinned model: a reference, or {ref, sha256, revision…}."""
+
+    dtype: DType = "auto"
+    """Number format of the weights and the arithmetic; auto: bfloat16 where the hardware has it."""
+
+    max_tokens: int | None = Field(default=None, ge=3, le=1_000_000)
+    """Tokens of one window, special tokens included; default: the model's own."""
+
+    max_chars: int = Field(default=10_000_000, ge=1)
+    """Characters; a longer text is quarantined."""
+
+    errors: Literal["quarantine", "keep"] = "quarantine"
+    """What happens to a row that cannot be annotated: set aside, or kept with its `<name>_error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one text got no annotation."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(slots=True)
+class Texts:
+    """The texts of one unit that one template gave: good ones only, in input order.
+
+    `shared` lets annotations over the same texts reuse what another computed (tokens, forward passes): ask with
+    `once(key, compute)`.
+    """
+
+    values: list[str]
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, compute: Callable[[], Built]) -> Built:
+        """The value of `compute()`, computed at most once for this key."""
+        if key not in self.shared:
+            self.shared[key] = compute()
+        return self.shared[key]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """What a task says of R texts: each column has R rows, in the order of the texts."""
+
+    columns: Mapping[str, pa.Array]  # by the field's name without prefix; a failed row holds null
+    tokens_R: npt.NDArray[np.int32]  # real tokens that the model saw of each text, special ones included
+    truncated_R: npt.NDArray[np.bool_]
+    failures: Mapping[int, Failure]  # by index in the texts
+    forward_tokens: int = 0  # real tokens that went through the model now; 0 where another annotation's were reused
+    padding_tokens: int = 0
+
+    @classmethod
+    def of(cls, columns: Mapping[str, pa.Array], rows: int) -> "Annotated":
+        """An annotation that no model made: no tokens, nothing cut, nothing failed."""
+        return cls(columns, np.zeros(rows, np.int32), np.zeros(rows, np.bool_), {})
+
+
+class Task(ABC):
+    """One NLP task of one annotation. Made on the driver (to know its columns) and in every actor."""
+
+    Config: ClassVar[type[AnnotationSettings]] = AnnotationSettings
+
+    needs: ClassVar[str | None] = None
+    """The transformers auto class of the model that it needs (`AutoModel`, …); None: the task needs no model."""
+
+    def __init__(self, config: AnnotationSettings, model: PinnedModel | None) -> None:
+        """Keep the settings and what is known of the model without its weights.
+
+        Raises ModelError where the pinned model cannot do this task (`check`).
+        """
+        self.config: Any = config
+        self.model = model
+
+    @abstractmethod
+    def fields(self) -> list[pa.Field]:
+        """The columns that it adds, named without the annotation's prefix (`label`, `score` …)."""
+
+    def start(self, loaded: "LoadedModel") -> None:
+        """Called once in each actor with the loaded model, before the first texts."""
+
+    @abstractmethod
+    def annotate(self, texts: Texts) -> Annotated:
+        """Annotate the texts of one unit. A text that fails is told in `failures`; it never raises for one text."""

@@ -9,8 +9,8 @@
         def fields(self) -> list[pa.Field]:
             return [pa.field("text", pa.string())]             # the column is `<name>_text`
 
-        def annotate(self, texts: Texts) -> Annotated:
-            return Annotated.of({"text": pa.array([text.upper() for text in texts.values])}, rows=len(texts.values))
+        def annotate(self, texts: Texts) -> Annotation:
+            return Annotation.of({"text": pa.array([text.upper() for text in texts.values])}, rows=len(texts.values))
 
 Where a file with a single `Task` subclass stands, in this folder or a user's own, `pipeline.tasks.find` finds it.
 """
@@ -18,13 +18,12 @@ Where a file with a single `Task` subclass stands, in this folder or a user's ow
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BeforeValidator, Field
-from typing_extensions import Annotated as Typed
 
 from pipeline.models.reference import ModelSettings, PinnedModel
 from pipeline.quarantine import Reason
@@ -55,7 +54,7 @@ class AnnotationSettings(Settings):
     text: str = Field(min_length=1)
     """A column, a dotted path to a nested field, or a template with {column} in it."""
 
-    model: Typed[ModelSettings | None, BeforeValidator(_reference)] = None
+    model: Annotated[ModelSettings | None, BeforeValidator(_reference)] = None
     """The pinned model: a reference, or {ref, sha256, revision…}."""
 
     dtype: DType = "auto"
@@ -98,7 +97,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Annotated:
+class Annotation:
     """What a task says of R texts: each column has R rows, in the order of the texts."""
 
     columns: Mapping[str, pa.Array]  # by the field's name without prefix; a failed row holds null
@@ -109,7 +108,7 @@ class Annotated:
     padding_tokens: int = 0
 
     @classmethod
-    def of(cls, columns: Mapping[str, pa.Array], rows: int) -> "Annotated":
+    def of(cls, columns: Mapping[str, pa.Array], rows: int) -> "Annotation":
         """An annotation that no model made: no tokens, nothing cut, nothing failed."""
         return cls(columns, np.zeros(rows, np.int32), np.zeros(rows, np.bool_), {})
 
@@ -138,5 +137,5 @@ class Task(ABC):
         """Called once in each actor with the loaded model, before the first texts."""
 
     @abstractmethod
-    def annotate(self, texts: Texts) -> Annotated:
+    def annotate(self, texts: Texts) -> Annotation:
         """Annotate the texts of one unit. A text that fails is told in `failures`; it never raises for one text."""

@@ -1,4 +1,12 @@
-"""Prints the commands of a Markdown page as one shell script: its `sh` blocks as they are, its `python` blocks as here-documents."""
+"""Prints the commands of a Markdown page as one shell script that stops at the first failure.
+
+A line of an `sh` block is one command (a backslash at its end goes on); a `python` block runs as one program; blocks in
+other languages are for reading.
+
+    ```sh
+    corpusmill verify out/quickstart    ->    corpusmill verify out/quickstart || exit
+    ```
+"""
 
 import re
 import sys
@@ -8,19 +16,28 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """The fenced blocks of the page in order: (language, text)."""
+    """The fenced blocks of the page, in order: (language, text)."""
     return [(match[1], match[2]) for match in BLOCK.finditer(page)]
 
 
+def commands(block: str) -> list[str]:
+    """The commands of one `sh` block, continued lines joined, comments left out."""
+    lines = block.replace("\\\n", "").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
 def script(page: str) -> str:
-    """One shell script that runs every `sh` and `python` block; the other languages are for reading."""
+    """One shell script out of every `sh` and `python` block.
+
+    `|| exit` because `set -e` overlooks a failure on the left of `&&`.
+    """
     parts = []
     for language, text in blocks(page):
         if language == "sh":
-            parts.append(text)
+            parts += [f"{command} || exit\n" for command in commands(text)]
         elif language == "python":
-            parts.append(f"python - <<'END_OF_BLOCK'\n{text}END_OF_BLOCK\n")
-    return "\n".join(parts)
+            parts.append(f"python - <<'END_OF_BLOCK' || exit\n{text}END_OF_BLOCK\n")
+    return "".join(parts)
 
 
 if __name__ == "__main__":

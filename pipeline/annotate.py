@@ -1,0 +1,253 @@
+"""The main road: a corpus becomes an output, unit by unit, and whatever happens on the way, no row is lost or doubled.
+
+    job -> models pinned -> plan (the old one, where this output has one) -> units without a receipt
+        -> Ray Data: read, annotate, commit -> receipts -> manifest, last
+"""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.corpus.plan import Unit
+from pipeline.corpus.source import filesystem_of
+from pipeline.errors import CorpusmillError, Interrupted, RunError
+from pipeline.job import AnnotateJob
+from pipeline.output import manifest as manifests
+from pipeline.output import planfile, receipts
+from pipeline.output.layout import check_output
+from pipeline.output.lease import Lease, sweep
+from pipeline.output.planfile import Plan
+from pipeline.output.receipts import Receipt
+from pipeline.output.storage import Store
+from pipeline.planning import (
+    Models,
+    carried_columns,
+    check_unchanged,
+    corpus_notes,
+    new_plan,
+    pin_models,
+    pinned_device,
+    place,
+    read_plan,
+    specs,
+)
+from pipeline.progress import Watcher
+from pipeline.stages import Order, Work
+from pipeline.summary import Tally, over_limit
+from pipeline.workers import Cluster, Workers
+
+OVER_LIMIT = 3
+"""Exit code of a run that is done, but with more in the quarantine than the job allows."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a job on one output, under its lease."""
+
+    job: AnnotateJob
+    store: Store
+    models: Models
+    plan: Plan
+    workers: Workers
+    epoch: int
+    run_id: str
+    receipts: dict[str, Receipt]
+    began: float
+    notes: list[str] = field(default_factory=list)
+
+    def work(self) -> Work:
+        """What the stages of this run share."""
+        pins = self.plan.annotations
+        return Work(
+            store=self.store,
+            epoch=self.epoch,
+            run_id=self.run_id,
+            read=read_plan(self.job, self.plan, filesystem_of(self.plan.root)),
+            annotations=specs(self.job, self.models, pins),
+            carried=carried_columns(self.job, self.plan),
+            footer={
+                "run_id": self.run_id,
+                "corpusmill": self.plan.corpusmill,
+                "models": {name: {"ref": pin.ref, "digest": pin.digest, "dtype": pin.dtype} for name, pin in pins.items()},
+                "annotations": self.plan.job["annotations"],
+            },
+            token_budget={name: pin.token_budget for name, pin in pins.items()},
+            actors=self.workers.actors,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves for its caller; `summary` is what `--json` prints."""
+
+    summary: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    exit_code: int
+    notes: tuple[str, ...]
+
+
+def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | None = None) -> Outcome:
+    """Run a job to its end, or on from where an earlier run of it stopped.
+
+    `began` is the monotonic second at which the process started, for the summary.
+
+    Raises JobError and its kinds before anything is computed, RunError half-way, Interrupted on Ctrl-C.
+    """
+    began = time.monotonic() if began is None else began
+    watcher.phase("planning")
+    store = Store.at(job.output.path)
+    check_output(store.root, corpus_root(job))
+    models = pin_models(job)
+    with Lease.acquire(store, run_id := new_run_id()) as lease:
+        run = _open(job, cluster, models, store, lease.epoch, run_id, began)
+        for note in run.notes:
+            watcher.note(note)
+        orders = [order(run.plan, unit) for unit in run.plan.units if unit.id not in run.receipts]
+        skipped = len(run.plan.units) - len(orders)
+        tally = compute(run, orders, cluster, watcher)
+        return finish(run, tally, skipped)
+
+
+def _open(
+    job: AnnotateJob, cluster: Cluster, models: Models, store: Store, epoch: int, run_id: str, began: float
+) -> Run:
+    """Make the plan, or take the one that this output was begun with; clear what killed runs left."""
+    workers = place(cluster, models)
+    if planfile.exists(store):
+        plan = planfile.load(store)
+        check_unchanged(job, models, plan)
+        notes = corpus_notes(job, plan)
+    else:
+        plan, told = new_plan(job, models, workers)
+        notes = list(told)
+        planfile.save(store, plan)
+    standing, damaged = receipts.load_all(store)
+    for why in damaged:  # a receipt that cannot be trusted is none: its unit is computed again
+        notes.append(f"{why}; its unit is computed again")
+        store.delete(why.split(":")[0])
+    notes += sweep(store, standing, epoch)
+    return Run(job, store, models, plan, pinned_device(plan, workers), epoch, run_id, standing, began, notes)
+
+
+def order(plan: Plan, unit: Unit, only: Mapping[str, frozenset[int] | None] | None = None) -> Order:
+    """What the readers need to know of one unit."""
+    return Order(unit, {span.fragment: plan.fragments[span.fragment] for span in unit.spans}, only)
+
+
+def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -> Tally:
+    """Send the orders through Ray, and take their receipts in."""
+    tally = Tally(len(run.plan.units), run.plan.rows, time.monotonic())
+    again = {order.unit.id for order in orders}
+    tally.stands(receipt for unit, receipt in run.receipts.items() if unit not in again)
+    if not orders:
+        return tally
+    watcher.phase(f"starting Ray and {run.workers.actors} actors")
+    try:
+        with cluster.connected():
+            for receipt, told in _receipts(run, orders):
+                run.receipts[receipt.unit] = receipt
+                tally.came(receipt, time.monotonic(), told)
+                watcher.advance(tally.snapshot(time.monotonic()))
+                if run.job.limits.stop_early and _over_limit(run):
+                    raise _TooManyQuarantined
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted: {tally.units_done} of {tally.units_total} units are committed; the same command goes on"
+        ) from None
+    except _TooManyQuarantined:
+        watcher.note(
+            f"stopped early: {tally.rows_quarantined} rows are quarantined, limits.max_quarantined is "
+            f"{run.job.limits.max_quarantined}; the same command goes on"
+        )
+    return tally
+
+
+class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module
+    """The limit cannot be kept any more."""
+
+
+def _receipts(run: Run, orders: list[Order]) -> Iterator[tuple[Receipt, Mapping[str, Any]]]:
+    """Receipts as they are committed; the first fatal word of any stage ends the run."""
+    from pipeline.stream import stream_with_suspects  # noqa: PLC0415 - Ray: a finished run needs none
+
+    for told in stream_with_suspects(orders, run.work(), run.workers):
+        if told["state"] == "fatal":
+            raise _error_of(told)
+        receipt = receipts.load(run.store, told["unit"])
+        assert receipt is not None, "a commit that ended well has left its receipt"
+        yield receipt, told
+
+
+def _error_of(told: Mapping[str, Any]) -> Exception:
+    """The error that a stage met, as the kind it was; one that is no kind of ours is a fault of ours."""
+    kinds: dict[str, type[CorpusmillError]] = {}
+    waiting: list[type[CorpusmillError]] = [CorpusmillError]
+    while waiting:
+        kind = waiting.pop()
+        kinds[kind.__name__] = kind
+        waiting += kind.__subclasses__()
+    return kinds.get(told["kind"], RuntimeError)(told["message"])
+
+
+def finish(run: Run, tally: Tally, skipped: int) -> Outcome:
+    """Write the manifest where every unit has its receipt, and sum up."""
+    complete = all(unit.id in run.receipts for unit in run.plan.units)
+    manifest = manifests.build(run.store, run.plan, run.receipts)
+    if complete:
+        manifests.save(run.store, manifest)
+    over = _over_limit(run)
+    if not complete and not over:
+        missing = sum(unit.id not in run.receipts for unit in run.plan.units)
+        raise RunError(f"{missing} of {len(run.plan.units)} units came to no end; the same command goes on")
+    return Outcome(_summary(run, tally, skipped), manifest, OVER_LIMIT if over else 0, tuple(run.notes))
+
+
+def _over_limit(run: Run) -> bool:
+    return over_limit(run.job.limits, run.receipts.values(), run.plan.fragments, run.plan.rows)
+
+
+def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
+    """The one object that `--json` prints (rows and quarantine: of the whole output; tokens and seconds: of this run)."""
+    sums = receipts.totals(run.receipts)
+    pace, now = tally.pace, time.monotonic()
+    return {
+        "run_id": run.run_id,
+        "output": run.job.output.path,
+        "rows_in": sums["rows_read"] + run.plan.rows_pruned,
+        "rows_out": sums["rows_out"],
+        "rows_filtered": sums["rows_filtered"] + run.plan.rows_pruned,
+        "rows_quarantined": sums["rows_quarantined"],
+        "reasons": sums["reasons"],
+        "units_total": len(run.plan.units),
+        "units_done": tally.units_done - skipped,
+        "units_skipped": skipped,
+        "units_quarantined": sums["units_quarantined"],
+        "tokens": tally.tokens,
+        "padding_tokens": tally.padding_tokens,
+        "seconds": round(now - run.began, 3),
+        "seconds_to_first_receipt": None if pace.first is None else round(pace.first - run.began, 3),
+        "tokens_per_second": pace.tokens_per_second(),
+        "annotations": {
+            name: {
+                "model": pin.ref,
+                "digest": pin.digest,
+                "engine": pin.engine,
+                "dtype": pin.dtype,
+                "tokens": sums["tokens_by_annotation"].get(name, 0),
+            }
+            for name, pin in run.plan.annotations.items()
+        },
+    }
+
+
+def corpus_root(job: AnnotateJob) -> str | None:
+    """The folder that a corpus path names, where it is one and on this machine: no output may lie inside it."""
+    path = job.corpus.path
+    return path if isinstance(path, str) and "://" not in path and not any(sign in path for sign in "*?[") else None
+
+
+def new_run_id() -> str:
+    """`20260102-030405-9f0c3a`: sortable by eye, and unlike any other even when the clock was set back."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"

@@ -1,0 +1,247 @@
+"""From a job to its plan: look at the corpus and the models, check that each annotation is possible, cut units.
+
+Everything that can be wrong with a job is found here, before anything is computed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import pyarrow as pa
+
+from pipeline.annotator import AnnotationSpec, columns_of
+from pipeline.corpus.filter import parse_filter
+from pipeline.corpus.plan import UnitBounds, plan_units
+from pipeline.corpus.reader import ReadPlan, matching, prune
+from pipeline.corpus.sample import choose, choose_from
+from pipeline.corpus.source import Corpus, list_files, open_corpus
+from pipeline.corpus.text import compile_text
+from pipeline.errors import CorpusError, OutputError
+from pipeline.job import AnnotateJob
+from pipeline.models.device import default_budget, resolve_dtype
+from pipeline.models.reference import PinnedModel, pin
+from pipeline.output.planfile import PinnedAnnotation, Plan, differences
+from pipeline.tasks import find
+from pipeline.workers import Cluster, Device, Workers
+
+PLAN_VERSION = 1
+
+IDENTITY = (pa.field("_file", pa.string()), pa.field("_row", pa.int64()))
+"""Which row of which file of the (first) corpus: in every part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The pinned model of each annotation, by the annotation's name; None where its task needs none."""
+
+    by_annotation: Mapping[str, PinnedModel | None]
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all distinct weights together: what one actor holds."""
+        return sum({model.digest: model.weights_bytes for model in self.by_annotation.values() if model}.values())
+
+
+def pin_models(job: AnnotateJob) -> Models:
+    """Resolve every model reference of the job, each once; ModelError names the annotation."""
+    pinned: dict[str, PinnedModel] = {}
+    by_annotation: dict[str, PinnedModel | None] = {}
+    for settings in job.annotations:
+        needs = find(settings.task, allow_code=job.allow_code).needs
+        if needs is None or settings.model is None:
+            by_annotation[settings.name] = None
+            continue
+        key = settings.model.model_dump_json()
+        if key not in pinned:
+            pinned[key] = pin(settings.model)
+        by_annotation[settings.name] = pinned[key]
+    return Models(by_annotation)
+
+
+def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]) -> tuple[AnnotationSpec, ...]:
+    """The annotations as they travel to the actors."""
+    return tuple(
+        AnnotationSpec(each.model_dump(mode="json"), job.allow_code, models.by_annotation[each.name], pins[each.name])
+        for each in job.annotations
+    )
+
+
+def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, tuple[str, ...]]:
+    """Plan a job on a fresh output; also what the user should be told about the corpus.
+
+    Raises CorpusError, ModelError: whatever makes the job impossible.
+    """
+    corpus = open_corpus(job.corpus)
+    pins = {each.name: _pinned(each.dtype, models.by_annotation[each.name], workers) for each in job.annotations}
+    check_columns(job, models, corpus.schema)
+    kept, pruned, selection = _rows_wanted(job, corpus)
+    units = plan_units(corpus.fragments, kept, selection, UnitBounds.for_device(workers.device, workers.actors))
+    plan = Plan(
+        version=PLAN_VERSION,
+        corpusmill=version("corpusmill"),
+        job=job.pinned(),
+        root=corpus.root,
+        schema=corpus.schema,
+        partition=corpus.partition,
+        identity_carried=_carries_identity(corpus.schema),
+        annotations=pins,
+        fragments=corpus.fragments,
+        units=units,
+        rows_pruned=pruned,
+    )
+    return plan, corpus.notes
+
+
+def _pinned(dtype: str, model: PinnedModel | None, workers: Workers) -> PinnedAnnotation:
+    if model is None:
+        return PinnedAnnotation(None, None, None, None, None, workers.device, workers.threads, 0)
+    return PinnedAnnotation(
+        ref=model.ref,
+        revision=model.revision,
+        digest=model.digest,
+        engine="torch",
+        dtype=resolve_dtype(dtype, workers.device),
+        device=workers.device,
+        threads=workers.threads,
+        token_budget=default_budget(workers.device),
+    )
+
+
+def _rows_wanted(
+    job: AnnotateJob, corpus: Corpus
+) -> tuple[Mapping[int, Sequence[int]] | None, int, Mapping[int, Sequence[int]] | None]:
+    """Row groups that the filter may match, rows that it prunes away, and the sampled positions."""
+    row_filter = parse_filter(job.corpus.filter, corpus.schema) if job.corpus.filter is not None else None
+    if row_filter is None:
+        if job.corpus.sample is None:
+            return None, 0, None
+        rows = [fragment.rows for fragment in corpus.fragments]
+        return None, 0, choose(rows, job.corpus.sample, job.corpus.seed)
+    kept, pruned = prune(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter)
+    if job.corpus.sample is None:
+        return kept, pruned, None
+    # The sample is of the rows that the filter keeps, so the filter is asked first and has nothing left to do later.
+    positions = matching(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter, kept)
+    return kept, 0, choose_from(positions, job.corpus.sample, job.corpus.seed)
+
+
+def _carries_identity(schema: pa.Schema) -> bool:
+    """Whether the corpus is an output of ours, with rows that know where they first came from.
+
+    Raises CorpusError where it has such names with other types.
+    """
+    names = [field.name for field in IDENTITY if field.name in schema.names]
+    if not names:
+        return False
+    for field in IDENTITY:
+        found = schema.field(field.name).type if field.name in schema.names else None
+        if found != field.type:
+            raise CorpusError(
+                f"the corpus has a column '{names[0]}', but its '{field.name}' is {found or 'not there'} instead of "
+                f"{field.type}: `_file` and `_row` name each row of an output; rename the column in the corpus"
+            )
+    return True
+
+
+def check_columns(job: AnnotateJob, models: Models, schema: pa.Schema) -> None:
+    """Every text can be rendered, every task can use its model, no column is added twice or over one of the corpus.
+
+    Raises CorpusError, ModelError.
+    """
+    added: Counter[str] = Counter()
+    for settings in job.annotations:
+        try:
+            compile_text(settings.text, schema)
+        except CorpusError as error:
+            raise CorpusError(f"annotation '{settings.name}': {error}") from error
+        task = find(settings.task, allow_code=job.allow_code)(settings, models.by_annotation[settings.name])
+        added.update(column.name for column in columns_of(task))
+    for name, count in added.items():
+        if name in schema.names:
+            raise CorpusError(
+                f"the corpus has a column '{name}' already, and an annotation would add one of that name; give the "
+                "annotation another `name`"
+            )
+        if count > 1:
+            raise CorpusError(f"two annotations would add a column '{name}'; give one of them another `name`")
+    if isinstance(job.output.columns, list):
+        unknown = [name for name in job.output.columns if name not in schema.names]
+        if unknown:
+            raise CorpusError(
+                f"output.columns names '{unknown[0]}', which the corpus does not have; it has: {', '.join(schema.names)}"
+            )
+
+
+def read_plan(job: AnnotateJob, plan: Plan, corpus_filesystem: pa.fs.FileSystem) -> ReadPlan:
+    """What the readers of this plan's units need: the columns that are carried or rendered, and the filter."""
+    carried = set(carried_columns(job, plan))
+    texts = {name for each in job.annotations for name in compile_text(each.text, plan.schema).columns}
+    wanted = [name for name in plan.schema.names if name in carried | texts]
+    sampled = job.corpus.sample is not None
+    return ReadPlan(
+        filesystem=corpus_filesystem,
+        root=plan.root,
+        schema=plan.schema,
+        columns=tuple(wanted),
+        filter=None if sampled else job.corpus.filter,
+        partition=plan.partition,
+        identity_carried=plan.identity_carried,
+    )
+
+
+def carried_columns(job: AnnotateJob, plan: Plan) -> tuple[str, ...]:
+    """The corpus's own columns that the parts keep; partition columns stand in the path, identity comes last."""
+    wanted = {"all": plan.schema.names, "none": []}.get(str(job.output.columns), job.output.columns)
+    left_out = {*plan.partition, *(field.name for field in IDENTITY)}
+    return tuple(name for name in plan.schema.names if name in wanted and name not in left_out)
+
+
+def check_unchanged(job: AnnotateJob, models: Models, plan: Plan) -> None:
+    """The job is the one that this output was made with, and its models have the digests they had.
+
+    Raises OutputError with every difference, and how to add an annotation without computing the others again.
+    """
+    changed = differences(plan.job, job.pinned())
+    for name, pinned in plan.annotations.items():
+        model = models.by_annotation.get(name)
+        if model is not None and model.digest != pinned.digest:
+            changed.append(f"model of '{name}' ({pinned.ref}): its digest was {pinned.digest}, is now {model.digest}")
+    if changed:
+        raise OutputError(
+            f"{job.output.path} was made by a job that differs:\n  " + "\n  ".join(changed) + "\n"
+            "Run the job as it was, or name another output.path. To add an annotation to rows that are annotated "
+            "already, put it into a job of its own with `output: {columns: none, path: <another folder>}`: a sidecar, "
+            "whose rows join on `_file` and `_row`."
+        )
+
+
+def corpus_notes(job: AnnotateJob, plan: Plan) -> list[str]:
+    """What became of the corpus since it was planned: files that came, went or changed."""
+    planned = {fragment.path: fragment.fingerprint for fragment in plan.fragments}
+    now = {file.path: file.fingerprint for file in list_files(job.corpus).files}
+    notes = []
+    for what, files in (
+        ("were added since the plan and are left for a run on another output", sorted(now.keys() - planned.keys())),
+        ("are gone since the plan; rows of theirs without a receipt will be quarantined", sorted(planned.keys() - now.keys())),
+        (
+            "changed since the plan; rows of theirs without a receipt will be quarantined",
+            sorted(path for path in planned.keys() & now.keys() if planned[path] != now[path]),
+        ),
+    ):
+        if files:
+            notes.append(f"{len(files)} files {what}: {', '.join(files[:3])}{' …' if len(files) > 3 else ''}")
+    return notes
+
+
+def place(cluster: Cluster, models: Models) -> Workers:
+    """Ask the cluster for actors that hold these models."""
+    return cluster.workers(models.weights_bytes)
+
+
+def pinned_device(plan: Plan, workers: Workers) -> Workers:
+    """The workers with the threads that the plan pinned, so that a resumed run sums in the same order."""
+    threads = {each.threads for each in plan.annotations.values()}
+    device: Device = workers.device
+    assert len(threads) == 1
+    return replace(workers, threads=threads.pop()) if device == "cpu" else workers

@@ -1,0 +1,233 @@
+"""The three stages of a unit, as plain functions over envelopes: read, annotate, commit. Without Ray.
+
+    read      unit -> rows, as far as they can be read
+    annotate  rows -> columns of every annotation, and the rows that failed
+    commit    both -> part, quarantine file, receipt
+
+Each runs in a process of its own choosing (`pipeline.stream` gives them to Ray). None lets an exception out: what is a
+user's to know becomes a `fatal` envelope with the error's own words, what is ours carries its traceback.
+"""
+
+import os
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.annotator import Annotations, AnnotationSpec, Annotator
+from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, blamed_rows, suspected_rows
+from pipeline.corpus.plan import Fragment, Unit
+from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
+from pipeline.envelope import Envelope
+from pipeline.errors import CorpusmillError, RunError
+from pipeline.output.parts import UnitCommit, commit_unit
+from pipeline.output.receipts import Receipt
+from pipeline.output.storage import Store
+from pipeline.quarantine import Lost, Problem, Reason
+
+LOADS_AT_MOST = 3
+"""So many processes may die while they load the models before the run ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that the stages of one run share: picklable, a few kilobytes."""
+
+    store: Store
+    epoch: int
+    run_id: str
+    read: ReadPlan
+    annotations: tuple[AnnotationSpec, ...]
+    carried: tuple[str, ...]  # the corpus's columns that the parts keep
+    footer: Mapping[str, Any]
+    token_budget: Mapping[str, int]
+    actors: int
+    alone: bool = False  # nothing runs beside a unit: who dies now is to blame
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One unit to compute; with `only`, those rows of it that stand in the quarantine (retry)."""
+
+    unit: Unit
+    fragments: Mapping[int, Fragment]
+    only: Mapping[str, frozenset[int] | None] | None = None  # rows by `_file`; None for all of that file
+
+    @property
+    def retry(self) -> bool:
+        """Whether a receipt stands already and this order mends what it left in the quarantine."""
+        return self.only is not None
+
+
+def fatal(unit: str, error: BaseException) -> Envelope:
+    """An error that ends the run, on its way to the driver."""
+    ours = not isinstance(error, CorpusmillError)
+    message = "".join(traceback.format_exception(error)) if ours else str(error)
+    return Envelope(unit, "fatal", told={"kind": type(error).__name__, "message": message})
+
+
+# ------------------------------------------------------------------------------------------------------------- read
+
+
+def read(order: Order, work: Work) -> Envelope:
+    """Read a unit. What cannot be read is told as lost; a unit that killed its readers is lost whole."""
+    unit = order.unit
+    try:
+        attempt = Attempt(work.store, work.epoch, unit.id, "read")
+        if len(attempt.deaths) == DEATHS_BESIDE_OTHERS and not work.alone:
+            attempt.withdraw()
+            return Envelope(unit.id, "suspect")
+        if len(attempt.deaths) > DEATHS_BESIDE_OTHERS:
+            found = _killed_readers(order, work, len(attempt.deaths))
+        else:
+            found = UnitReader(work.read).read(unit, order.fragments, accept_changed=order.retry)
+        attempt.end()
+        return _sealed(order, found if order.only is None else _only(found, order.only))
+    except Exception as error:  # noqa: BLE001 - the boundary of a process
+        return fatal(unit.id, error)
+
+
+def _sealed(order: Order, found: ReadUnit) -> Envelope:
+    counts = {
+        "folder": order.unit.folder,
+        "retry": order.retry,
+        "rows_read": found.rows_read,
+        "rows_filtered": found.rows_filtered,
+        "spans": found.spans,
+    }
+    return Envelope(order.unit.id, "read", found.table, None, found.problems, found.lost, counts)
+
+
+def _killed_readers(order: Order, work: Work, deaths: int) -> ReadUnit:
+    lost = []
+    for span in order.unit.spans:
+        fragment = order.fragments[span.fragment]
+        before = sum(group.rows for group in fragment.row_groups[: span.row_group])
+        detail = f"{deaths} processes died while they read these rows, the last with nothing beside it"
+        lost.append(Lost(fragment.path, before + span.start, span.rows, Reason.KILLED_PROCESS, detail))
+    return ReadUnit(UnitReader(work.read).empty(), [], lost, order.unit.rows, 0)
+
+
+def _only(found: ReadUnit, only: Mapping[str, frozenset[int] | None]) -> ReadUnit:
+    """The rows that a retry asks for; the others stand in parts already."""
+
+    def wanted(file: str, row: int) -> bool:
+        rows = only.get(file, frozenset())
+        return rows is None or row in rows
+
+    files, rows = found.table["_file"].to_pylist(), found.table["_row"].to_pylist()
+    kept = [place for place, (file, row) in enumerate(zip(files, rows, strict=True)) if wanted(file, row)]
+    place_of = {row: place for place, row in enumerate(kept)}
+    problems = [
+        Problem(place_of[each.row], each.annotation, each.reason, each.detail)
+        for each in found.problems
+        if each.row in place_of
+    ]
+    lost = [each for each in found.lost if each.file in only]
+    return ReadUnit(found.table.take(kept), problems, lost, found.rows_read, found.rows_filtered, found.spans)
+
+
+# --------------------------------------------------------------------------------------------------------- annotate
+
+
+@dataclass(slots=True)
+class AnnotateStage:
+    """An actor: loads the models when it is made, then annotates unit after unit."""
+
+    work: Work
+    annotator: Annotator = field(init=False)
+    broken: Envelope | None = field(init=False, default=None)
+    ready: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        """Load. What goes wrong is told with the first unit, once, instead of by restarts without end."""
+        try:
+            self.annotator = Annotator(self.work.annotations, _schema_read(self.work))
+            _load(self.annotator, self.work)
+        except Exception as error:  # noqa: BLE001 - the boundary of a process
+            self.broken = fatal("", error)
+        self.ready = time.monotonic()
+
+    def __call__(self, envelope: Envelope) -> Envelope:
+        """Annotate the rows of one unit."""
+        if self.broken is not None:
+            return self.broken
+        if envelope.state != "read" or envelope.rows is None:
+            return envelope
+        began = time.monotonic()
+        try:
+            attempt = Attempt(self.work.store, self.work.epoch, envelope.unit, "annotate")
+            if len(attempt.deaths) >= DEATHS_BESIDE_OTHERS and not self.work.alone:
+                attempt.withdraw()
+                return Envelope(envelope.unit, "suspect")
+            answer = self._annotate(envelope, attempt)
+            attempt.end()
+        except Exception as error:  # noqa: BLE001 - the boundary of a process
+            return fatal(envelope.unit, error)
+        now = time.monotonic()
+        answer.told |= {"actor": str(os.getpid()), "seconds": now - began, "since_ready": now - self.ready}
+        return answer
+
+    def _annotate(self, envelope: Envelope, attempt: Attempt) -> Envelope:
+        table, deaths = envelope.rows, attempt.deaths
+        killers = set(range(table.num_rows)) if len(deaths) >= DEATHS_AT_MOST else blamed_rows(deaths, table.num_rows)
+        at_fault = {each.row for each in envelope.problems} | killers
+        if self.work.alone:
+            for row in suspected_rows(deaths, table.num_rows):
+                if row not in at_fault:
+                    attempt.running("trial", [row])
+                    self.annotator.annotate(table.slice(row, 1))
+            attempt.running("whole", None)
+        phase = "whole" if self.work.alone else "stream"
+        found = self.annotator.annotate(
+            table, at_fault, (lambda rows: attempt.running(phase, rows)) if deaths else None
+        )
+        detail = f"{len(deaths)} processes died over this unit, the last while it ran this row with nothing beside it"
+        problems = envelope.problems + [Problem(row, None, Reason.KILLED_PROCESS, detail) for row in sorted(killers)]
+        return _answer(envelope, found, problems + found.problems)
+
+
+def _answer(envelope: Envelope, found: Annotations, problems: list[Problem]) -> Envelope:
+    told = envelope.told | {
+        "tokens": found.tokens,
+        "padding_tokens": found.padding_tokens,
+        "tokens_by_annotation": found.tokens_by_annotation,
+    }
+    added = pa.table(found.columns) if found.columns else None
+    return Envelope(envelope.unit, "annotated", None, added, problems, envelope.lost, told, envelope.sealed_rows)
+
+
+def _schema_read(work: Work) -> pa.Schema:
+    return UnitReader(work.read).empty().schema
+
+
+def _load(annotator: Annotator, work: Work) -> None:
+    """Load the models, unless process after process died of it."""
+    marks = f"metadata/tmp/attempts-{work.epoch}/loading"
+    mark = f"{marks}/{os.getpid()}-{time.monotonic_ns()}"
+    if work.store.exists(marks) and len(work.store.list(marks)) >= work.actors + LOADS_AT_MOST:
+        raise RunError(
+            f"{LOADS_AT_MOST} processes died while they loaded the job's models, most likely for want of memory; "
+            f"ask for fewer actors (cluster.actors, now {work.actors}) or a smaller model"
+        )
+    work.store.mark(mark, b"")
+    annotator.load()
+    work.store.delete(mark)
+
+
+# ----------------------------------------------------------------------------------------------------------- commit
+
+
+def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
+    """Write what the unit became; the receipt last. Returns what the driver is told."""
+    if envelope.state in ("suspect", "fatal"):
+        return {"state": envelope.state, "unit": envelope.unit, **envelope.told}
+    try:
+        commit_unit(work.store, _unit_commit(envelope, work))
+    except Exception as error:  # noqa: BLE001 - the boundary of a process
+        return {"state": "fatal", "unit": envelope.unit, **fatal(envelope.unit, error).told}
+    timing = {key: envelope.told.get(key) for key in ("actor", "seconds", "since_ready")}
+    return {"state": "done", "unit": envelope.unit, **timing}

@@ -1,0 +1,128 @@
+"""Ray Data: units flow through read tasks, actors and commit tasks; receipts flow back. The only file of `pipeline` with Ray.
+
+    [order] -> ReadTask (one block = one unit) -> actor (holds the models) -> commit task -> {"state": "done", "receipt": …}
+
+Facts about Ray Data that this rests on (2.60): what one ReadTask yields is one block; empty blocks never reach a function
+(an envelope has always one row); `batch_size=1` over blocks of one row gives a function exactly one unit, with GPUs too; an
+actor has two units in flight but runs one at a time.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy, read_datasource
+from ray.data.block import BlockMetadata
+
+from pipeline.envelope import Envelope
+from pipeline.errors import RunError
+from pipeline.stages import AnnotateStage, Order, Work, commit, read
+from pipeline.workers import Workers
+
+TASK_CPUS = 0.25
+"""CPUs asked for one read or commit task: they wait for the disk more than they compute."""
+
+
+class Units(Datasource):
+    """One ReadTask an order; the work that all orders share lies once in the object store."""
+
+    def __init__(self, orders: Sequence[Order], work: "ray.ObjectRef[Work]") -> None:
+        """Keep the orders; nothing is read before the tasks run."""
+        self._orders = orders
+        self._work = work
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known, and not needed: one block is one unit."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """A task for each order."""
+        return [
+            ReadTask(
+                partial(_read_block, order, self._work),
+                BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None),
+            )
+            for order in self._orders
+        ]
+
+
+def _read_block(order: Order, work: "ray.ObjectRef[Work]") -> Iterator[pa.Table]:
+    yield read(order, ray.get(work)).to_block()
+
+
+class _AnnotateBlocks:
+    """The actor that Ray Data makes: a stage over blocks."""
+
+    def __init__(self, work: Work) -> None:
+        self._stage = AnnotateStage(work)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self._stage(Envelope.of_block(block)).to_block()
+
+
+def _commit_block(block: pa.Table, work: "ray.ObjectRef[Work]") -> pa.Table:
+    return pa.table({"told": [json.dumps(commit(Envelope.of_block(block), ray.get(work)))]})
+
+
+def stream(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[dict[str, Any]]:
+    """Compute the orders; what the commit of each tells comes as soon as it stands (see `pipeline.stages.commit`).
+
+    Ray must run already. Units come in any order.
+    """
+    _quiet_context()
+    shared = ray.put(work)
+    beside = 1 if work.alone else max(2, workers.actors)
+    dataset = read_datasource(
+        Units(orders, shared), override_num_blocks=len(orders), concurrency=beside, num_cpus=TASK_CPUS
+    )
+    dataset = dataset.map_batches(
+        _AnnotateBlocks,
+        fn_constructor_args=(work,),
+        compute=ActorPoolStrategy(size=workers.actors),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=workers.cpus_per_actor,
+        num_gpus=workers.gpus_per_actor or None,
+        memory=workers.memory_bytes,
+    )
+    dataset = dataset.map_batches(
+        _commit_block,
+        fn_kwargs={"work": shared},
+        compute=TaskPoolStrategy(size=beside),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+    )
+    try:
+        for row in dataset.iter_rows():
+            yield json.loads(row["told"])
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(f"Ray gave up: {reason}; what is committed stays, the same command goes on") from error
+
+
+def stream_with_suspects(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[dict[str, Any]]:
+    """`stream`, then each unit that killed two processes once more, with nothing beside it."""
+    by_unit = {order.unit.id: order for order in orders}
+    suspects: list[Order] = []
+    for told in stream(orders, work, workers):
+        if told["state"] == "suspect":
+            suspects.append(by_unit[told["unit"]])
+        else:
+            yield told
+    for order in suspects:
+        yield from stream([order], replace(work, alone=True), replace(workers, actors=1))
+
+
+def _quiet_context() -> None:
+    """Ray Data's settings for this stream: blocks as they are, no bars of its own."""
+    context = DataContext.get_current()
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

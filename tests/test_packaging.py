@@ -20,7 +20,7 @@ SOURCES = sorted(
 )
 
 MAY_IMPORT_RAY = ("pipeline/stream.py", "cluster/")
-MAY_IMPORT_TORCH = ("pipeline/models/", "pipeline/tasks/", "pipeline/annotator.py", "cluster/placement.py")
+MAY_IMPORT_TORCH = ("pipeline/models/", "pipeline/tasks/")
 
 
 def imports(source: str) -> set[str]:

@@ -131,9 +131,9 @@ def _open(
     return Run(job, store, models, plan, pinned_device(plan, workers), epoch, run_id, standing, began, notes)
 
 
-def order(plan: Plan, unit: Unit, only: Mapping[str, frozenset[int] | None] | None = None) -> Order:
+def order(plan: Plan, unit: Unit, retry: bool = False) -> Order:
     """What the readers need to know of one unit."""
-    return Order(unit, {span.fragment: plan.fragments[span.fragment] for span in unit.spans}, only)
+    return Order(unit, {span.fragment: plan.fragments[span.fragment] for span in unit.spans}, retry)
 
 
 def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -> Tally:

@@ -202,11 +202,7 @@ def check_unchanged(job: AnnotateJob, models: Models, plan: Plan) -> None:
 
     Raises OutputError with every difference, and how to add an annotation without computing the others again.
     """
-    changed = differences(plan.job, job.pinned())
-    for name, pinned in plan.annotations.items():
-        model = models.by_annotation.get(name)
-        if model is not None and model.digest != pinned.digest:
-            changed.append(f"model of '{name}' ({pinned.ref}): its digest was {pinned.digest}, is now {model.digest}")
+    changed = differences(plan.job, job.pinned()) + models_changed(models, plan)
     if changed:
         raise OutputError(
             f"{job.output.path} was made by a job that differs:\n  " + "\n  ".join(changed) + "\n"
@@ -214,6 +210,15 @@ def check_unchanged(job: AnnotateJob, models: Models, plan: Plan) -> None:
             "already, put it into a job of its own with `output: {columns: none, path: <another folder>}`: a sidecar, "
             "whose rows join on `_file` and `_row`."
         )
+
+
+def models_changed(models: Models, plan: Plan) -> list[str]:
+    """One line for each annotation whose model no longer has the digest that the plan pinned."""
+    return [
+        f"model of '{name}' ({pinned.ref}): its digest was {pinned.digest}, is now {model.digest}"
+        for name, pinned in plan.annotations.items()
+        if (model := models.by_annotation.get(name)) is not None and model.digest != pinned.digest
+    ]
 
 
 def corpus_notes(job: AnnotateJob, plan: Plan) -> list[str]:

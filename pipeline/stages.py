@@ -12,10 +12,11 @@ import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
 from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, blamed_rows, suspected_rows
@@ -24,7 +25,7 @@ from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.output.parts import UnitCommit, commit_unit
-from pipeline.output.receipts import Receipt
+from pipeline.output.receipts import load as load_receipt
 from pipeline.output.storage import Store
 from pipeline.quarantine import Lost, Problem, Reason
 
@@ -50,16 +51,11 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One unit to compute; with `only`, those rows of it that stand in the quarantine (retry)."""
+    """One unit to compute; a retry computes only the rows of it that stand in no part yet."""
 
     unit: Unit
     fragments: Mapping[int, Fragment]
-    only: Mapping[str, frozenset[int] | None] | None = None  # rows by `_file`; None for all of that file
-
-    @property
-    def retry(self) -> bool:
-        """Whether a receipt stands already and this order mends what it left in the quarantine."""
-        return self.only is not None
+    retry: bool = False
 
 
 def fatal(unit: str, error: BaseException) -> Envelope:
@@ -85,7 +81,7 @@ def read(order: Order, work: Work) -> Envelope:
         else:
             found = UnitReader(work.read).read(unit, order.fragments, accept_changed=order.retry)
         attempt.end()
-        return _sealed(order, found if order.only is None else _only(found, order.only))
+        return _sealed(order, without(found, standing_rows(work.store, unit.id)) if order.retry else found)
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return fatal(unit.id, error)
 
@@ -111,23 +107,43 @@ def _killed_readers(order: Order, work: Work, deaths: int) -> ReadUnit:
     return ReadUnit(UnitReader(work.read).empty(), [], lost, order.unit.rows, 0)
 
 
-def _only(found: ReadUnit, only: Mapping[str, frozenset[int] | None]) -> ReadUnit:
-    """The rows that a retry asks for; the others stand in parts already."""
+def standing_rows(store: Store, unit: str) -> dict[str, set[int]]:
+    """The rows of a unit that stand in its parts, by `_file`."""
+    receipt = load_receipt(store, unit)
+    assert receipt is not None, "a retry mends what a receipt tells"
+    standing: dict[str, set[int]] = {}
+    for file in receipt.files:
+        if file.kind == "data":
+            rows = pq.read_table(store.full(file.path), columns=["_file", "_row"], filesystem=store.filesystem)
+            for name, row in zip(rows["_file"].to_pylist(), rows["_row"].to_pylist(), strict=True):
+                standing.setdefault(name, set()).add(row)
+    return standing
 
-    def wanted(file: str, row: int) -> bool:
-        rows = only.get(file, frozenset())
-        return rows is None or row in rows
 
+def without(found: ReadUnit, standing: Mapping[str, set[int]]) -> ReadUnit:
+    """What was read, less the rows that stand in parts already."""
     files, rows = found.table["_file"].to_pylist(), found.table["_row"].to_pylist()
-    kept = [place for place, (file, row) in enumerate(zip(files, rows, strict=True)) if wanted(file, row)]
+    kept = [n for n, (file, row) in enumerate(zip(files, rows, strict=True)) if row not in standing.get(file, ())]
     place_of = {row: place for place, row in enumerate(kept)}
-    problems = [
-        Problem(place_of[each.row], each.annotation, each.reason, each.detail)
-        for each in found.problems
-        if each.row in place_of
-    ]
-    lost = [each for each in found.lost if each.file in only]
-    return ReadUnit(found.table.take(kept), problems, lost, found.rows_read, found.rows_filtered, found.spans)
+    problems = [replace(each, row=place_of[each.row]) for each in found.problems if each.row in place_of]
+    lost = [part for each in found.lost for part in _lost_without(each, standing.get(each.file, set()))]
+    return replace(found, table=found.table.take(kept), problems=problems, lost=lost)
+
+
+def _lost_without(lost: Lost, standing: set[int]) -> list[Lost]:
+    """The stretches of a lost range that stand in no part."""
+    if lost.first_row is None or lost.rows is None or not standing:
+        return [lost]
+    left: list[Lost] = []
+    for row in range(lost.first_row, lost.first_row + lost.rows):
+        if row in standing:
+            continue
+        last = left[-1] if left else None
+        if last is not None and last.first_row is not None and last.rows is not None and last.first_row + last.rows == row:
+            left[-1] = replace(last, rows=last.rows + 1)
+        else:
+            left.append(replace(lost, first_row=row, rows=1))
+    return left
 
 
 # --------------------------------------------------------------------------------------------------------- annotate

@@ -1,0 +1,113 @@
+"""The annotate job as the command line and Python call it: from a job file's path to what came of it."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cluster.connect import RayCluster
+from cluster.placement import ClusterSettings
+from jobs import jobfile
+from pipeline.errors import JobError
+from pipeline.job import AnnotateJob
+from pipeline.output import planfile
+from pipeline.output.storage import Store
+from pipeline.progress import Watcher
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.annotate import Outcome as RunOutcome
+
+ROWS_SHOWN = 8
+"""Annotated rows that a finished run shows."""
+
+
+class AnnotateFile(AnnotateJob):
+    """A whole job file of kind `annotate`."""
+
+    kind: Literal["annotate"]
+
+    cluster: ClusterSettings = ClusterSettings()
+
+
+KINDS: Mapping[str, type[AnnotateFile]] = {"annotate": AnnotateFile}
+"""What `kind` may say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves: for scripts (`summary`, `exit_code`), for Python (`manifest`) and for people (the rest)."""
+
+    summary: Mapping[str, Any]
+    exit_code: int
+    manifest: Mapping[str, Any]
+    table: "pa.Table | None"
+    counts: Mapping[str, Mapping[str, int]]  # rows by label, by annotation
+    notes: tuple[str, ...]
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> AnnotateFile:
+    """The checked job of a file; JobError with all that is wrong with it."""
+    document = jobfile.read(path, overrides)
+    kind = document.get("kind")
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise JobError(
+            f"{path}: `kind` is missing; known: {known}" if kind is None else f"{path}: kind: no kind {kind!r}; known: {known}"
+        )
+    return jobfile.parse(document, KINDS[kind], path)
+
+
+def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
+    """Run a job file to its end, or on from where an earlier run stopped; `began`: the process's start, monotonic."""
+    from pipeline.annotate import annotate  # noqa: PLC0415 - `--help` and a wrong job file need none of it
+
+    began = time.monotonic() if began is None else began
+    job = load(path, overrides)
+    return _outcome(job, annotate(job, RayCluster(job.cluster), watcher, began))
+
+
+def preview(path: str, overrides: Sequence[str], rows: int) -> "pa.Table":
+    """A few annotated rows; nothing is written."""
+    from pipeline.preview import preview as look  # noqa: PLC0415
+
+    job = load(path, overrides)
+    return look(job, RayCluster(job.cluster), rows)
+
+
+def plan(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What a run would do: units, rows, bytes; tokens and time estimated."""
+    from pipeline.preview import plan_job  # noqa: PLC0415
+
+    job = load(path, overrides)
+    return plan_job(job, RayCluster(job.cluster))
+
+
+def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
+    """Run the quarantined rows of an output again; `-o` may change max_chars, max_tokens, errors and the cluster."""
+    from pipeline.retry import MAY_CHANGE  # noqa: PLC0415
+    from pipeline.retry import retry as again  # noqa: PLC0415
+
+    began = time.monotonic() if began is None else began
+    allowed = re.compile(rf"^(annotations\.\d+\.({'|'.join(MAY_CHANGE)})|cluster\.\w+|limits\.\w+)$")
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not allowed.match(key):
+            raise JobError(
+                f"-o {override}: a retry may change annotations.N.{{{', '.join(MAY_CHANGE)}}}, cluster and limits; "
+                f"'{key}' decides what the other rows got"
+            )
+    document: dict[str, Any] = dict(planfile.load(Store.at(output)).job) | {"kind": "annotate"}
+    document["output"] = {**document["output"], "path": output}
+    jobfile.override(document, overrides)
+    job = jobfile.parse(document, AnnotateFile, output)
+    return _outcome(job, again(job, RayCluster(job.cluster), watcher, began))
+
+
+def _outcome(job: AnnotateJob, done: "RunOutcome") -> Outcome:
+    from jobs.glance import glance  # noqa: PLC0415
+
+    table, counts = glance(Store.at(job.output.path), done.manifest, job)
+    return Outcome(done.summary, done.exit_code, done.manifest, table, counts, done.notes)

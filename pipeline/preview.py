@@ -1,0 +1,132 @@
+"""A look before the run: a few annotated rows, or how much there is to do and how long it will take. Nothing is written.
+
+Both work in this process, without Ray: the same reader and annotator as an actor's.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.annotate import corpus_root
+from pipeline.annotator import Annotator
+from pipeline.corpus.plan import Unit
+from pipeline.corpus.reader import ReadUnit, UnitReader
+from pipeline.corpus.source import filesystem_of
+from pipeline.job import AnnotateJob
+from pipeline.output.layout import check_output
+from pipeline.output.planfile import Plan
+from pipeline.output.storage import Store
+from pipeline.planning import Models, carried_columns, new_plan, pin_models, place, read_plan, specs
+from pipeline.workers import Cluster, Workers
+
+ESTIMATE_ROWS = 256
+"""Rows of the sampled unit that an estimate runs: a second or two of work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a plan will cost, from one unit's rows."""
+
+    tokens: int
+    seconds: float  # of computing, with all actors; starting them comes on top
+    sampled_rows: int
+
+
+def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
+    """The first `rows` rows with their annotations, as parts would hold them, and why a row would be quarantined.
+
+    A column `quarantine` holds the reasons of the rows that failed, null elsewhere.
+    """
+    models, workers, plan, _ = _planned(job, cluster)
+    table = _first_rows(UnitReader(read_plan(job, plan, filesystem_of(plan.root))), plan, rows)
+    annotator = Annotator(specs(job, models, plan.annotations), table.table.schema)
+    annotator.load()
+    found = annotator.annotate(table.table, {problem.row for problem in table.problems})
+    shown = table.table.select([*carried_columns(job, plan), *plan.partition, "_file", "_row"])
+    for column in annotator.columns:
+        shown = shown.append_column(column, found.columns[column.name])
+    reasons: dict[int, list[str]] = {}
+    for problem in table.problems + found.problems:
+        reasons.setdefault(problem.row, []).append(f"{problem.reason}: {problem.detail}")
+    told = ["; ".join(reasons[row]) if row in reasons else None for row in range(shown.num_rows)]
+    return shown.append_column("quarantine", pa.array(told, pa.string()))
+
+
+def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
+    """What a run of the job would do: units, rows, bytes, models; tokens and seconds estimated from a sampled unit."""
+    models, workers, plan, notes = _planned(job, cluster)
+    estimate = _estimate(job, models, plan, workers)
+    unreadable = [fragment for fragment in plan.fragments if fragment.problem is not None]
+    return {
+        "output": job.output.path,
+        "files": len(plan.fragments),
+        "files_unreadable": len(unreadable),
+        "partitions": len({fragment.folder for fragment in plan.fragments}),
+        "units": len(plan.units),
+        "rows": plan.rows,
+        "rows_pruned": plan.rows_pruned,
+        "bytes": sum(fragment.size for fragment in plan.fragments),
+        "actors": workers.actors,
+        "threads": workers.threads,
+        "device": workers.device,
+        "tokens_estimated": None if estimate is None else estimate.tokens,
+        "seconds_estimated": None if estimate is None else round(estimate.seconds, 1),
+        "rows_sampled": 0 if estimate is None else estimate.sampled_rows,
+        "annotations": {
+            name: {"model": pin.ref, "digest": pin.digest, "engine": pin.engine, "dtype": pin.dtype}
+            for name, pin in plan.annotations.items()
+        },
+        "notes": [*notes, *(f"{each.path}: {each.problem[1]}" for each in unreadable[:5] if each.problem)],
+    }
+
+
+def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Workers, Plan, tuple[str, ...]]:
+    check_output(Store.at(job.output.path).root, corpus_root(job))
+    models = pin_models(job)
+    workers = place(cluster, models)
+    return models, workers, *new_plan(job, models, workers)
+
+
+def _first_rows(reader: UnitReader, plan: Plan, rows: int) -> ReadUnit:
+    """The first rows that the filter keeps, over as many units as that takes."""
+    table, problems = reader.empty(), []
+    for unit in plan.units:
+        found = _read(reader, plan, unit)
+        problems += [replace(each, row=each.row + table.num_rows) for each in found.problems]
+        table = pa.concat_tables([table, found.table])
+        if table.num_rows >= rows:
+            break
+    table = table.slice(0, rows)
+    return ReadUnit(table, [each for each in problems if each.row < table.num_rows], [], table.num_rows, 0)
+
+
+def _estimate(job: AnnotateJob, models: Models, plan: Plan, workers: Workers) -> Estimate | None:
+    """Annotate some rows of the middle unit; None where there is no row to go by."""
+    reader = UnitReader(read_plan(job, plan, filesystem_of(plan.root)))
+    sampled = next((found for found in _from_the_middle(reader, plan) if found.table.num_rows), None)
+    if sampled is None:
+        return None
+    rows = sampled.table.slice(0, ESTIMATE_ROWS)
+    annotator = Annotator(specs(job, models, plan.annotations), rows.schema)
+    annotator.load()
+    annotator.annotate(rows.slice(0, 8))  # the first batch pays for what is made once
+    began = time.monotonic()
+    found = annotator.annotate(rows, {each.row for each in sampled.problems})
+    seconds = time.monotonic() - began
+    kept = plan.rows * (sampled.table.num_rows / sampled.rows_read) if sampled.rows_read else 0.0
+    scale = kept / rows.num_rows
+    return Estimate(round(found.tokens * scale), seconds * scale / workers.actors, rows.num_rows)
+
+
+def _from_the_middle(reader: UnitReader, plan: Plan) -> Iterator[ReadUnit]:
+    """Units from the middle of the plan on: the first files of a corpus are seldom like the others."""
+    middle = len(plan.units) // 2
+    for unit in (*plan.units[middle:], *plan.units[:middle]):
+        yield _read(reader, plan, unit)
+
+
+def _read(reader: UnitReader, plan: Plan, unit: Unit) -> ReadUnit:
+    return reader.read(unit, {span.fragment: plan.fragments[span.fragment] for span in unit.spans})

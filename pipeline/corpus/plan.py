@@ -1,13 +1,18 @@
 """Fragments become units: pure, without files, Ray or torch.
 
-    Fragment(path="section=games/a.parquet", size=91532, fingerprint="91532-1763…", partition=(("section", "games"),),
-             row_groups=(RowGroup(rows=4096, bytes=1_532_112), RowGroup(rows=17, bytes=6_101)))
-    Unit(id="6f1c…", folder="section=games", spans=(Span(fragment=0, row_group=0, start=0, stop=2048),))
+Fragment(path="section=games/a.parquet", size=91532, fingerprint="91532-1763…", partition=(("section", "games"),),
+         row_groups=(RowGroup(rows=4096, bytes=1_532_112), RowGroup(rows=17, bytes=6_101)))
+Unit(id="6f1c…", folder="section=games", spans=(Span(fragment=0, row_group=0, start=0, stop=2048),))
 """
 
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.quarantine import Reason
+from pipeline.workers import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,14 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows [start, stop) of one row group of one fragment; `selected` names a sample of them by file position."""
+    """Rows [start, stop) of one row group of one fragment, counted within the group.
+
+    `selected` names a sample of them by their positions in the file, sorted. Without a row group the span stands for
+    a whole file whose footer cannot be read: no rows that are known of.
+    """
 
     fragment: int
-    row_group: int
+    row_group: int | None
     start: int
     stop: int
     selected: tuple[int, ...] | None = None
@@ -73,3 +82,141 @@ class Unit:
     def rows(self) -> int:
         """Rows planned: all that are read, before the filter."""
         return sum(span.rows for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitBounds:
+    """How large a unit may be, and how many there should be."""
+
+    rows: int = 4096
+    bytes: int = 64 * 2**20  # uncompressed, of the columns that are read
+    ranges_per_group: int = 32  # each range decodes its row group up to its end, so this wins over rows and bytes
+    min_units: int = 4  # smaller units where the corpus would give fewer, but none below 64 rows for it
+
+    @classmethod
+    def for_device(cls, device: Device, actors: int) -> "UnitBounds":
+        """Larger units where rows go by faster, and at least four for each actor."""
+        return cls(rows=65_536 if device == "cuda" else 4096, min_units=4 * actors)
+
+
+def plan_units(
+    fragments: Sequence[Fragment],
+    kept: Mapping[int, Sequence[int]] | None,
+    selection: Mapping[int, Sequence[int]] | None,
+    bounds: UnitBounds,
+) -> tuple[Unit, ...]:
+    """Cut and join the rows of a corpus into units, in order of folder and path.
+
+    `kept`: by fragment index, the row groups that the filter may match; a fragment that it lacks has none. `selection`:
+    by fragment index, the sampled file positions, sorted; a fragment that it lacks has none. None means all. Every
+    row of every kept group (that is selected) stands in exactly one span. A fragment with a problem is a unit of its
+    own, whatever the filter and the sample say: it owes a receipt. The order of `fragments` changes no unit's id.
+    """
+    pieces = [list(_pieces(index, fragment, kept, selection)) for index, fragment in enumerate(fragments)]
+    total_rows = sum(piece.span.rows for of_fragment in pieces for piece in of_fragment)
+    bound_rows = min(bounds.rows, max(_SMALLEST_ROWS, total_rows // bounds.min_units))
+    units: list[Unit] = []
+    folders = [fragment.folder for fragment in fragments]
+    unit = _Joined(fragments, "", bound_rows, bounds.bytes)
+    for index in sorted(range(len(fragments)), key=lambda index: (folders[index], fragments[index].path)):
+        if fragments[index].problem is not None:
+            units.append(_unit(fragments, folders[index], (Span(index, None, 0, 0),)))
+            continue
+        if folders[index] != unit.folder:
+            units.extend(unit.close())
+            unit = _Joined(fragments, folders[index], bound_rows, bounds.bytes)
+        for piece in pieces[index]:
+            for part in piece.divided(bound_rows, bounds):
+                units.extend(unit.add(part))
+    units.extend(unit.close())
+    return tuple(units)
+
+
+_SMALLEST_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of one row group on their way into a unit, and the place of the group in its file."""
+
+    span: Span
+    bytes: float
+    first: int  # file position of the group's row 0
+
+    def divided(self, bound_rows: int, bounds: UnitBounds) -> Iterator["_Piece"]:
+        """Even ranges within the bounds, or as many as one row group may have."""
+        rows = self.span.rows
+        limit = max(1, min(bound_rows, int(bounds.bytes * rows / self.bytes) if self.bytes else rows))
+        ranges = min(-(-rows // limit), bounds.ranges_per_group)
+        for part in range(ranges):
+            start, stop = rows * part // ranges, rows * (part + 1) // ranges
+            yield _Piece(self._range(start, stop), self.bytes * (stop - start) / rows, self.first)
+
+    def _range(self, start: int, stop: int) -> Span:
+        """The start-th to the stop-th row of the span."""
+        span = self.span
+        if span.selected is None:
+            return Span(span.fragment, span.row_group, span.start + start, span.start + stop)
+        selected = span.selected[start:stop]
+        first, last = selected[0] - self.first, selected[-1] - self.first
+        return Span(span.fragment, span.row_group, first, last + 1, selected)
+
+
+def _pieces(
+    index: int,
+    fragment: Fragment,
+    kept: Mapping[int, Sequence[int]] | None,
+    selection: Mapping[int, Sequence[int]] | None,
+) -> Iterator[_Piece]:
+    """Each row group of a fragment that has rows to read, whole."""
+    wanted = None if kept is None else frozenset(kept.get(index, ()))
+    positions = None if selection is None else selection.get(index, ())
+    stop = 0
+    for number, group in enumerate(fragment.row_groups):
+        first, stop = stop, stop + group.rows
+        if group.rows == 0 or (wanted is not None and number not in wanted):
+            continue
+        if positions is None:
+            yield _Piece(Span(index, number, 0, group.rows), group.bytes, first)
+            continue
+        selected = tuple(int(row) for row in positions[bisect_left(positions, first) : bisect_left(positions, stop)])
+        if selected:
+            span = Span(index, number, selected[0] - first, selected[-1] - first + 1, selected)
+            yield _Piece(span, group.bytes * len(selected) / group.rows, first)
+
+
+class _Joined:
+    """The unit that is being filled: pieces of one folder, while they stay within the bounds."""
+
+    def __init__(self, fragments: Sequence[Fragment], folder: str, bound_rows: int, bound_bytes: int) -> None:
+        self.folder = folder
+        self._fragments = fragments
+        self._bound_rows = bound_rows
+        self._bound_bytes = bound_bytes
+        self._spans: list[Span] = []
+        self._rows = 0
+        self._bytes = 0.0
+
+    def add(self, piece: _Piece) -> list[Unit]:
+        """Take a piece; where it does not fit, what was there before is a unit."""
+        rows, size = self._rows + piece.span.rows, self._bytes + piece.bytes
+        closed = self.close() if rows > self._bound_rows or size > self._bound_bytes else []
+        self._spans.append(piece.span)
+        self._rows += piece.span.rows
+        self._bytes += piece.bytes
+        return closed
+
+    def close(self) -> list[Unit]:
+        """The unit that the pieces so far make, if there are any."""
+        spans, self._spans, self._rows, self._bytes = tuple(self._spans), [], 0, 0.0
+        return [_unit(self._fragments, self.folder, spans)] if spans else []
+
+
+def _unit(fragments: Sequence[Fragment], folder: str, spans: tuple[Span, ...]) -> Unit:
+    """A unit and its id: the same files and rows have the same id in every plan."""
+    rows = [
+        (fragments[span.fragment].path, fragments[span.fragment].fingerprint, span.row_group, span.start, span.stop)
+        + ((span.selected,) if span.selected is not None else ())
+        for span in spans
+    ]
+    return Unit(hashlib.sha256(json.dumps([folder, rows]).encode()).hexdigest()[:16], folder, spans)

@@ -9,6 +9,7 @@ other languages are for reading.
 """
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,14 +28,14 @@ def commands(block: str) -> list[str]:
 
 
 def script(page: str) -> str:
-    """One shell script out of every `sh` and `python` block.
+    """One shell script out of every `sh` and `python` block; it tells each command before it runs.
 
     `|| exit` because `set -e` overlooks a failure on the left of `&&`.
     """
     parts = []
     for language, text in blocks(page):
         if language == "sh":
-            parts += [f"{command} || exit\n" for command in commands(text)]
+            parts += [f"echo {shlex.quote(f'$ {command}')} >&2\n{command} || exit\n" for command in commands(text)]
         elif language == "python":
             parts.append(f"python - <<'END_OF_BLOCK' || exit\n{text}END_OF_BLOCK\n")
     return "".join(parts)

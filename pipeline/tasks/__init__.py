@@ -62,7 +62,8 @@ def _import_own(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except Exception as fault:
-        place = Path(__path__[0]) / f"{name}.py"
+        spec = importlib.util.find_spec(f"{__name__}.{name}")
+        place = Path(spec.origin) if spec is not None and spec.origin is not None else Path()
         raise JobError(f"task {name!r} fails when imported: {_cause(fault, place)}") from fault
 
 

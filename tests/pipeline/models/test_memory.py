@@ -1,0 +1,52 @@
+import os
+
+import pytest
+
+from pipeline.errors import ModelError
+from pipeline.models.memory import check_memory, machine_memory_bytes
+
+
+def physical():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def limit(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_without_control_groups_it_is_the_machines(tmp_path):
+    assert machine_memory_bytes(tmp_path / "none", tmp_path / "none") == physical()
+
+
+@pytest.mark.parametrize("holder", ["jobs/mine/memory.max", "jobs/memory.max", "memory.max"])
+def test_the_lowest_limit_of_the_groups_above_counts(tmp_path, holder):
+    limit(tmp_path / "own", "0::/jobs/mine\n")
+    limit(tmp_path / "groups/jobs/mine/memory.max", "max\n")
+    limit(tmp_path / "groups" / holder, "1048576\n")
+    assert machine_memory_bytes(tmp_path / "groups", tmp_path / "own") == 1_048_576
+
+
+def test_the_older_kind_of_control_group(tmp_path):
+    limit(tmp_path / "own", "4:memory:/\n")
+    limit(tmp_path / "groups/memory/memory.limit_in_bytes", "2097152\n")
+    assert machine_memory_bytes(tmp_path / "groups", tmp_path / "own") == 2_097_152
+
+
+def test_a_limit_above_the_machine_changes_nothing(tmp_path):
+    limit(tmp_path / "own", "0::/\n")
+    limit(tmp_path / "groups/memory.max", f"{2**62}\n")
+    assert machine_memory_bytes(tmp_path / "groups", tmp_path / "own") == physical()
+
+
+def test_this_machine_has_some():
+    assert 0 < machine_memory_bytes() <= physical()
+
+
+def test_weights_that_fit_just_so():
+    check_memory(2**30, 2**30)
+
+
+def test_weights_beyond_the_memory_are_refused_with_both_sizes():
+    with pytest.raises(ModelError, match=r"weights take 40.0 GiB, and this machine has 15.5 GiB of memory"):
+        check_memory(40 * 2**30, int(15.5 * 2**30))

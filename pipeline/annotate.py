@@ -23,6 +23,7 @@ from pipeline.output.receipts import Receipt
 from pipeline.output.storage import Store
 from pipeline.planning import (
     Models,
+    added_columns,
     carried_columns,
     check_unchanged,
     corpus_notes,
@@ -67,6 +68,7 @@ class Run:
             read=read_plan(self.job, self.plan, filesystem_of(self.plan.root)),
             annotations=specs(self.job, self.models, pins),
             carried=carried_columns(self.job, self.plan),
+            added=added_columns(self.job, self.models),
             footer={
                 "run_id": self.run_id,
                 "corpusmill": self.plan.corpusmill,
@@ -175,6 +177,8 @@ def _receipts(run: Run, orders: list[Order]) -> Iterator[tuple[Receipt, Mapping[
     for told in stream_with_suspects(orders, run.work(), run.workers):
         if told["state"] == "fatal":
             raise _error_of(told)
+        if told["state"] == "kept":  # a retry that could read less than before
+            continue
         receipt = receipts.load(run.store, told["unit"])
         assert receipt is not None, "a commit that ended well has left its receipt"
         yield receipt, told

@@ -68,10 +68,11 @@ class Attempt:
         self.running("stream", None)
 
     def _death(self, number: int) -> Death | None:
-        try:
-            mark = json.loads(self._store.read(f"{self._prefix}{number}"))
-        except FileNotFoundError:
+        data = self._store.find(f"{self._prefix}{number}")
+        if data is None:
             return None
+        try:
+            mark = json.loads(data)
         except ValueError:  # it died while it wrote the mark itself
             return Death("stream", None)
         return Death(mark["phase"], None if mark["rows"] is None else tuple(mark["rows"]))

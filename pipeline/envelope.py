@@ -1,7 +1,7 @@
 """A unit on its way through Ray: one block of one row, opaque to Ray Data.
 
     unit    "6f1c…"
-    state   "read" | "annotated" | "suspect" | "fatal"
+    state   "read" | "annotated" | "suspect" | "kept" | "fatal"
     rows    Arrow IPC bytes of the unit's table
     added   Arrow IPC bytes of the annotations' columns
     told    JSON: problems, lost ranges, counts
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.quarantine import Lost, Problem, Reason
 
-State = Literal["read", "annotated", "suspect", "fatal"]
+State = Literal["read", "annotated", "suspect", "kept", "fatal"]
 
 
 @dataclass(slots=True)

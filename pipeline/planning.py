@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.annotator import AnnotationSpec, columns_of
 from pipeline.corpus.filter import parse_filter
+from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.plan import UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan, matching, prune
 from pipeline.corpus.sample import choose, choose_from
@@ -26,10 +27,6 @@ from pipeline.tasks import find
 from pipeline.workers import Cluster, Device, Workers
 
 PLAN_VERSION = 1
-
-IDENTITY = (pa.field("_file", pa.string()), pa.field("_row", pa.int64()))
-"""Which row of which file of the (first) corpus: in every part."""
-
 
 @dataclass(frozen=True, slots=True)
 class Models:
@@ -171,6 +168,15 @@ def check_columns(job: AnnotateJob, models: Models, schema: pa.Schema) -> None:
             raise CorpusError(
                 f"output.columns names '{unknown[0]}', which the corpus does not have; it has: {', '.join(schema.names)}"
             )
+
+
+def added_columns(job: AnnotateJob, models: Models) -> tuple[pa.Field, ...]:
+    """The columns of all annotations, in order."""
+    return tuple(
+        column
+        for each in job.annotations
+        for column in columns_of(find(each.task, allow_code=job.allow_code)(each, models.by_annotation[each.name]))
+    )
 
 
 def read_plan(job: AnnotateJob, plan: Plan, corpus_filesystem: pa.fs.FileSystem) -> ReadPlan:

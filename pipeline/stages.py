@@ -20,13 +20,15 @@ import pyarrow.parquet as pq
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
 from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, blamed_rows, suspected_rows
-from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.output.parts import UnitCommit, commit_unit
+from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
 from pipeline.output.storage import Store
+from pipeline.corpus.identity import IDENTITY
+from pipeline.corpus.plan import Fragment, Unit
 from pipeline.quarantine import Lost, Problem, Reason
 
 LOADS_AT_MOST = 3
@@ -43,6 +45,7 @@ class Work:
     read: ReadPlan
     annotations: tuple[AnnotationSpec, ...]
     carried: tuple[str, ...]  # the corpus's columns that the parts keep
+    added: tuple[pa.Field, ...]  # the columns of all annotations
     footer: Mapping[str, Any]
     token_budget: Mapping[str, int]
     actors: int
@@ -81,7 +84,7 @@ def read(order: Order, work: Work) -> Envelope:
         else:
             found = UnitReader(work.read).read(unit, order.fragments, accept_changed=order.retry)
         attempt.end()
-        return _sealed(order, without(found, standing_rows(work.store, unit.id)) if order.retry else found)
+        return _sealed(order, found) if not order.retry else _mend(order, found, work.store)
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return fatal(unit.id, error)
 
@@ -107,14 +110,22 @@ def _killed_readers(order: Order, work: Work, deaths: int) -> ReadUnit:
     return ReadUnit(UnitReader(work.read).empty(), [], lost, order.unit.rows, 0)
 
 
-def standing_rows(store: Store, unit: str) -> dict[str, set[int]]:
-    """The rows of a unit that stand in its parts, by `_file`."""
-    receipt = load_receipt(store, unit)
+def _mend(order: Order, found: ReadUnit, store: Store) -> Envelope:
+    """What a retry has to compute. Where less can be read than the receipt tells, the unit is kept as it is."""
+    receipt = load_receipt(store, order.unit.id)
     assert receipt is not None, "a retry mends what a receipt tells"
+    rest = without(found, standing_rows(store, receipt))
+    worse = sum(lost.rows or 0 for lost in rest.lost) > receipt.rows_quarantined
+    return Envelope(order.unit.id, "kept") if worse else _sealed(order, rest)
+
+
+def standing_rows(store: Store, receipt: Receipt) -> dict[str, set[int]]:
+    """The rows of a unit that stand in its parts, by `_file`."""
     standing: dict[str, set[int]] = {}
     for file in receipt.files:
         if file.kind == "data":
-            rows = pq.read_table(store.full(file.path), columns=["_file", "_row"], filesystem=store.filesystem)
+            with pq.ParquetFile(store.open_input(file.path)) as part:
+                rows = part.read(columns=[field.name for field in IDENTITY])
             for name, row in zip(rows["_file"].to_pylist(), rows["_row"].to_pylist(), strict=True):
                 standing.setdefault(name, set()).add(row)
     return standing
@@ -239,7 +250,7 @@ def _load(annotator: Annotator, work: Work) -> None:
 
 def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
     """Write what the unit became; the receipt last. Returns what the driver is told."""
-    if envelope.state in ("suspect", "fatal"):
+    if envelope.state in ("suspect", "kept", "fatal"):
         return {"state": envelope.state, "unit": envelope.unit, **envelope.told}
     try:
         commit_unit(work.store, _unit_commit(envelope, work))
@@ -247,3 +258,35 @@ def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
         return {"state": "fatal", "unit": envelope.unit, **fatal(envelope.unit, error).told}
     timing = {key: envelope.told.get(key) for key in ("actor", "seconds", "since_ready")}
     return {"state": "done", "unit": envelope.unit, **timing}
+
+
+def _unit_commit(envelope: Envelope, work: Work) -> UnitCommit:
+    told, rows = envelope.told, envelope.rows
+    assert rows is not None, "only read units are committed"
+    table = rows
+    for column in work.added:
+        values = pa.nulls(rows.num_rows, column.type) if envelope.added is None else envelope.added[column.name]
+        table = table.append_column(column, values)
+    schema = pa.schema([*_schema_read(work), *work.added], metadata=work.read.schema.metadata)
+    previous = load_receipt(work.store, envelope.unit) if told["retry"] else None
+    filtered_before = previous.rows_filtered if previous is not None else 0
+    return UnitCommit(
+        unit=envelope.unit,
+        folder=told["folder"],
+        epoch=work.epoch,
+        run_id=work.run_id,
+        table=table,
+        schema=schema,
+        columns=(*work.carried, *(column.name for column in work.added), *(field.name for field in IDENTITY)),
+        problems=envelope.problems,
+        lost=envelope.lost,
+        rows_filtered=told["rows_filtered"] - filtered_before,
+        tokens=told["tokens"],
+        padding_tokens=told["padding_tokens"],
+        tokens_by_annotation=told["tokens_by_annotation"],
+        token_budget=work.token_budget,
+        seconds=told["seconds"],
+        footer=work.footer,
+        spans=None if told["spans"] is None else tuple((file, first, count) for file, first, count in told["spans"]),
+        previous=previous,
+    )

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -76,7 +77,7 @@ def planned_rows(fragments, units):
             yield from ((span.fragment, span.row_group, row) for row in rows)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(corpora())
 def test_every_kept_row_stands_in_exactly_one_span_of_a_unit_within_the_bounds(corpus):
     fragments, kept, selection, bounds = corpus
@@ -85,9 +86,7 @@ def test_every_kept_row_stands_in_exactly_one_span_of_a_unit_within_the_bounds(c
         readable = [index for index, of in enumerate(fragments) if of.rows]
         selection = {index: selection[index] for index in readable}
     assert sorted(planned_rows(fragments, units)) == sorted(wanted_rows(fragments, kept, selection))
-    ranges_of = {}
-    for span in (span for unit in units for span in unit.spans if span.row_group is not None):
-        ranges_of[span.fragment, span.row_group] = ranges_of.get((span.fragment, span.row_group), 0) + 1
+    ranges_of = Counter((span.fragment, span.row_group) for unit in units for span in unit.spans)
     assert all(ranges <= bounds.ranges_per_group for ranges in ranges_of.values())
     for unit in units:
         assert {fragments[span.fragment].folder for span in unit.spans} == {unit.folder}
@@ -99,12 +98,12 @@ def test_every_kept_row_stands_in_exactly_one_span_of_a_unit_within_the_bounds(c
             if span.row_group is not None
         )
         only = unit.spans[0]
-        if len(unit.spans) > 1 or ranges_of.get((only.fragment, only.row_group), 0) < bounds.ranges_per_group:
+        if len(unit.spans) > 1 or ranges_of[only.fragment, only.row_group] < bounds.ranges_per_group:
             assert unit.rows <= bounds.rows
             assert size <= bounds.bytes * (1 + 1e-9) or unit.rows == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(corpora(), st.randoms(use_true_random=False))
 def test_ids_are_unique_and_do_not_depend_on_the_order_of_the_files(corpus, random):
     fragments, kept, _, bounds = corpus

@@ -41,7 +41,7 @@ class RayCluster:
             nodes = [Node(_cpus(), _gpus(), machine_memory_bytes())]
             self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=0)
             if self._workers.gpus_per_actor > 0:
-                from pipeline.models.device import require_gpus  # noqa: PLC0415 - torch takes seconds
+                from pipeline.models.device import require_gpus  # torch takes seconds
 
                 require_gpus(self._workers)
         else:
@@ -66,7 +66,7 @@ class RayCluster:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
         if self._settings.address == "local":
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token under the home folder
-        import ray  # noqa: PLC0415 - half a second, and a finished run needs none of it
+        import ray  # half a second, and a finished run needs none of it
 
         if ray.is_initialized():
             yield ray
@@ -142,7 +142,7 @@ def _neutral_folder() -> Iterator[None]:
 
 
 def _main_thread() -> bool:
-    import threading  # noqa: PLC0415
+    import threading
 
     return threading.current_thread() is threading.main_thread()
 

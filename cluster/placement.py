@@ -48,7 +48,7 @@ class ClusterSettings(Settings):
     """Memory that is reserved for one actor: bytes, or a text such as `4GiB`. Default: not reserved."""
 
     object_store_memory: Annotated[int | None, BeforeValidator(_bytes)] = Field(default=None, ge=75 << 20)
-    """Size of Ray's object store on an embedded (`local`) cluster: bytes or a text. Default: Ray's own, 30% of memory."""
+    """Size of Ray's object store on an embedded (`local`) cluster: bytes or a text. Default: 30% of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def place(settings: ClusterSettings, nodes: Sequence[Node], weights_bytes: int, 
     cpus = settings.cpus_per_actor or 1.0
     if gpus > 0 and not any(node.gpus >= min(gpus, 1) for node in nodes):
         raise PlacementError(
-            f"cluster.gpus_per_actor is {gpus:g}, but no GPU is there ({there}); leave it out or set it to 0 to use CPUs"
+            f"cluster.gpus_per_actor is {gpus:g}, but no GPU is there ({there}); leave it out to use CPUs"
         )
     need_bytes = settings.memory or int(weights_bytes * WEIGHTS_FACTOR) + ACTOR_BYTES
     room = sum(_room(node, cpus, gpus, need_bytes if gpus == 0 else 0, spare_cpus) for node in nodes)

@@ -55,14 +55,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> AnnotateFile:
     if kind not in KINDS:
         known = ", ".join(KINDS)
         raise JobError(
-            f"{path}: `kind` is missing; known: {known}" if kind is None else f"{path}: kind: no kind {kind!r}; known: {known}"
+            f"{path}: `kind` is missing; known: {known}"
+            if kind is None
+            else f"{path}: kind: no kind {kind!r}; known: {known}"
         )
     return jobfile.parse(document, KINDS[kind], path)
 
 
 def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
     """Run a job file to its end, or on from where an earlier run stopped; `began`: the process's start, monotonic."""
-    from pipeline.annotate import annotate  # noqa: PLC0415 - `--help` and a wrong job file need none of it
+    from pipeline.annotate import annotate  # `--help` and a wrong job file need none of it
 
     began = time.monotonic() if began is None else began
     job = load(path, overrides)
@@ -71,7 +73,7 @@ def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | No
 
 def preview(path: str, overrides: Sequence[str], rows: int) -> "pa.Table":
     """A few annotated rows; nothing is written."""
-    from pipeline.preview import preview as look  # noqa: PLC0415
+    from pipeline.preview import preview as look
 
     job = load(path, overrides)
     return look(job, RayCluster(job.cluster), rows)
@@ -79,7 +81,7 @@ def preview(path: str, overrides: Sequence[str], rows: int) -> "pa.Table":
 
 def plan(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What a run would do: units, rows, bytes; tokens and time estimated."""
-    from pipeline.preview import plan_job  # noqa: PLC0415
+    from pipeline.preview import plan_job
 
     job = load(path, overrides)
     return plan_job(job, RayCluster(job.cluster))
@@ -87,8 +89,8 @@ def plan(path: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
     """Run the quarantined rows of an output again; `-o` may change max_chars, max_tokens, errors and the cluster."""
-    from pipeline.retry import MAY_CHANGE  # noqa: PLC0415
-    from pipeline.retry import retry as again  # noqa: PLC0415
+    from pipeline.retry import MAY_CHANGE
+    from pipeline.retry import retry as again
 
     began = time.monotonic() if began is None else began
     allowed = re.compile(rf"^(annotations\.\d+\.({'|'.join(MAY_CHANGE)})|cluster\.\w+|limits\.\w+)$")
@@ -107,7 +109,7 @@ def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float 
 
 
 def _outcome(job: AnnotateJob, done: "RunOutcome") -> Outcome:
-    from jobs.glance import glance  # noqa: PLC0415
+    from jobs.glance import glance
 
     table, counts = glance(Store.at(job.output.path), done.manifest, job)
     return Outcome(done.summary, done.exit_code, done.manifest, table, counts, done.notes)

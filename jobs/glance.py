@@ -19,7 +19,7 @@ ROWS_COUNTED = 5_000_000
 def glance(
     store: Store, manifest: Mapping[str, Any], job: AnnotateJob
 ) -> tuple[pa.Table | None, dict[str, dict[str, int]]]:
-    """Rows of the first parts with the columns that the job added, and rows by label for each annotation that labels."""
+    """Rows of the first part with what the job added, and rows by label for each annotation that labels."""
     parts = [file for file in manifest["files"] if file["kind"] == "data"]
     if not parts:
         return None, {}
@@ -53,7 +53,9 @@ def _worth_showing(job: AnnotateJob, schema: pa.Schema) -> list[str]:
 def _counted(store: Store, paths: list[str], column: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for path in paths:
-        labels = pq.read_table(store.full(path), columns=[column], filesystem=store.filesystem, partitioning=None)[column]
+        labels = pq.read_table(store.full(path), columns=[column], filesystem=store.filesystem, partitioning=None)[
+            column
+        ]
         for entry in pc.value_counts(labels).to_pylist():
             label = "(none)" if entry["values"] is None else str(entry["values"])
             counts[label] = counts.get(label, 0) + entry["counts"]

@@ -1,7 +1,7 @@
 """The main road: a corpus becomes an output, unit by unit, and whatever happens on the way, no row is lost or doubled.
 
-    job -> models pinned -> plan (the old one, where this output has one) -> units without a receipt
-        -> Ray Data: read, annotate, commit -> receipts -> manifest, last
+job -> models pinned -> plan (the old one, where this output has one) -> units without a receipt
+    -> Ray Data: read, annotate, commit -> receipts -> manifest, last
 """
 
 import secrets
@@ -72,7 +72,9 @@ class Run:
             footer={
                 "run_id": self.run_id,
                 "corpusmill": self.plan.corpusmill,
-                "models": {name: {"ref": pin.ref, "digest": pin.digest, "dtype": pin.dtype} for name, pin in pins.items()},
+                "models": {
+                    name: {"ref": pin.ref, "digest": pin.digest, "dtype": pin.dtype} for name, pin in pins.items()
+                },
                 "annotations": self.plan.job["annotations"],
             },
             token_budget={name: pin.token_budget for name, pin in pins.items()},
@@ -172,7 +174,7 @@ class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module
 
 def _receipts(run: Run, orders: list[Order]) -> Iterator[tuple[Receipt, Mapping[str, Any]]]:
     """Receipts as they are committed; the first fatal word of any stage ends the run."""
-    from pipeline.stream import stream_with_suspects  # noqa: PLC0415 - Ray: a finished run needs none
+    from pipeline.stream import stream_with_suspects  # Ray: a finished run needs none
 
     for told in stream_with_suspects(orders, run.work(), run.workers):
         if told["state"] == "fatal":
@@ -213,7 +215,7 @@ def _over_limit(run: Run) -> bool:
 
 
 def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
-    """The one object that `--json` prints (rows and quarantine: of the whole output; tokens and seconds: of this run)."""
+    """The one object that `--json` prints: rows of the whole output, tokens and seconds of this run."""
     sums = receipts.totals(run.receipts)
     pace, now = tally.pace, time.monotonic()
     return {

@@ -1,7 +1,7 @@
 """The annotator: holds every model of a job, and turns the rows of one unit into their annotations. Without Ray.
 
-    AnnotationSpec(settings={"name": "topic", "task": "classify", …}, allow_code=False, model=PinnedModel(…), pinned=…)
-    annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label": […], "topic_score": […], …})
+AnnotationSpec(settings={"name": "topic", "task": "classify", …}, allow_code=False, model=PinnedModel(…), pinned=…)
+annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label": […], "topic_score": […], …})
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -62,7 +62,7 @@ def columns_of(task: Task) -> list[pa.Field]:
 
 
 class Annotator:
-    """Every model of a job, loaded once; texts of one unit are rendered and tokenised once where annotations share them."""
+    """Every model of a job, loaded once; annotations that share texts have them rendered and tokenised once."""
 
     def __init__(self, specs: Sequence[AnnotationSpec], schema: pa.Schema) -> None:
         """Prepare the annotations over rows of this schema; `load` brings the weights."""
@@ -84,7 +84,7 @@ class Annotator:
         for spec, task in zip(self._specs, self._tasks, strict=True):
             if spec.model is None or task.needs is None:
                 continue
-            from pipeline.models.loading import load  # noqa: PLC0415 - torch takes seconds; a job without models needs none
+            from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
 
             pinned = spec.pinned
             key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget)
@@ -139,7 +139,7 @@ def _annotate_one(task: Task, rendered: _Rendered, rows: int, found: Annotations
     annotation = task.annotate(rendered.texts)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}
-    found.columns |= _columns_N(task, annotation, rendered.rows_R, rows)
+    found.columns |= _over_all_rows(task, annotation, rendered.rows_R, rows)
     if settings.errors == "keep":
         errors = [f"{failures[row].reason}: {failures[row].detail}" if row in failures else None for row in range(rows)]
         found.columns[f"{settings.name}_error"] = pa.array(errors, pa.string())
@@ -150,11 +150,13 @@ def _annotate_one(task: Task, rendered: _Rendered, rows: int, found: Annotations
     found.tokens_by_annotation[settings.name] = int(annotation.tokens_R.sum())
 
 
-def _columns_N(task: Task, annotation: Annotation, rows_R: list[int], rows: int) -> dict[str, pa.Array]:
+def _over_all_rows(task: Task, annotation: Annotation, rows_R: list[int], rows: int) -> dict[str, pa.Array]:
     """The annotation's columns over all rows: rows without a good text hold null."""
     good_R = np.ones(len(rows_R), np.bool_)
     good_R[list(annotation.failures)] = False
-    columns = {f"{task.config.name}_{each.name}": annotation.columns[each.name].cast(each.type) for each in task.fields()}
+    columns = {
+        f"{task.config.name}_{each.name}": annotation.columns[each.name].cast(each.type) for each in task.fields()
+    }
     columns[f"{task.config.name}_tokens"] = pa.array(annotation.tokens_R, pa.int32(), mask=~good_R)
     columns[f"{task.config.name}_truncated"] = pa.array(annotation.truncated_R, pa.bool_(), mask=~good_R)
     if len(rows_R) == rows:

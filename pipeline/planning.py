@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -24,9 +25,11 @@ from pipeline.models.device import default_budget, resolve_dtype
 from pipeline.models.reference import PinnedModel, pin
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
+from pipeline.tasks.base import AnnotationSettings
 from pipeline.workers import Cluster, Device, Workers
 
 PLAN_VERSION = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Models:
@@ -59,9 +62,16 @@ def pin_models(job: AnnotateJob) -> Models:
 def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]) -> tuple[AnnotationSpec, ...]:
     """The annotations as they travel to the actors."""
     return tuple(
-        AnnotationSpec(each.model_dump(mode="json"), job.allow_code, models.by_annotation[each.name], pins[each.name])
+        AnnotationSpec(_portable(each), job.allow_code, models.by_annotation[each.name], pins[each.name])
         for each in job.annotations
     )
+
+
+def _portable(settings: AnnotationSettings) -> dict[str, object]:
+    """Settings for a process with another current folder: a user's own task is named by its absolute path."""
+    own_file = settings.task.endswith(".py")
+    task = str(Path(settings.task).resolve()) if own_file else settings.task
+    return settings.model_dump(mode="json") | {"task": task}
 
 
 def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, tuple[str, ...]]:
@@ -166,7 +176,7 @@ def check_columns(job: AnnotateJob, models: Models, schema: pa.Schema) -> None:
         unknown = [name for name in job.output.columns if name not in schema.names]
         if unknown:
             raise CorpusError(
-                f"output.columns names '{unknown[0]}', which the corpus does not have; it has: {', '.join(schema.names)}"
+                f"output.columns names '{unknown[0]}', which is not in the corpus: {', '.join(schema.names)}"
             )
 
 
@@ -234,7 +244,10 @@ def corpus_notes(job: AnnotateJob, plan: Plan) -> list[str]:
     notes = []
     for what, files in (
         ("were added since the plan and are left for a run on another output", sorted(now.keys() - planned.keys())),
-        ("are gone since the plan; rows of theirs without a receipt will be quarantined", sorted(planned.keys() - now.keys())),
+        (
+            "are gone since the plan; rows of theirs without a receipt will be quarantined",
+            sorted(planned.keys() - now.keys()),
+        ),
         (
             "changed since the plan; rows of theirs without a receipt will be quarantined",
             sorted(path for path in planned.keys() & now.keys() if planned[path] != now[path]),

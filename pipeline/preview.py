@@ -1,4 +1,4 @@
-"""A look before the run: a few annotated rows, or how much there is to do and how long it will take. Nothing is written.
+"""A look before the run: a few annotated rows, or how much there is to do and for how long. Nothing is written.
 
 Both work in this process, without Ray: the same reader and annotator as an actor's.
 """
@@ -40,7 +40,7 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
 
     A column `quarantine` holds the reasons of the rows that failed, null elsewhere.
     """
-    models, workers, plan, _ = _planned(job, cluster)
+    models, _, plan, _ = _planned(job, cluster)
     table = _first_rows(UnitReader(read_plan(job, plan, filesystem_of(plan.root))), plan, rows)
     annotator = Annotator(specs(job, models, plan.annotations), table.table.schema)
     annotator.load()

@@ -1,4 +1,4 @@
-"""Retry: rows that stand in the quarantine run once more; what is recovered goes into new parts, and a new receipt decides.
+"""Retry: quarantined rows run once more; what is recovered goes into new parts, and a new receipt decides.
 
 Repaired files are read as they are now; `max_chars`, `max_tokens` and `errors` may be changed for the occasion.
 """

@@ -11,7 +11,7 @@ user's to know becomes a `fatal` envelope with the error's own words, what is ou
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
 from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, blamed_rows, suspected_rows
+from pipeline.corpus.identity import IDENTITY
+from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
@@ -27,8 +29,6 @@ from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
 from pipeline.output.storage import Store
-from pipeline.corpus.identity import IDENTITY
-from pipeline.corpus.plan import Fragment, Unit
 from pipeline.quarantine import Lost, Problem, Reason
 
 LOADS_AT_MOST = 3
@@ -150,7 +150,12 @@ def _lost_without(lost: Lost, standing: set[int]) -> list[Lost]:
         if row in standing:
             continue
         last = left[-1] if left else None
-        if last is not None and last.first_row is not None and last.rows is not None and last.first_row + last.rows == row:
+        if (
+            last is not None
+            and last.first_row is not None
+            and last.rows is not None
+            and last.first_row + last.rows == row
+        ):
             left[-1] = replace(last, rows=last.rows + 1)
         else:
             left.append(replace(lost, first_row=row, rows=1))

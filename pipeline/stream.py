@@ -1,10 +1,10 @@
-"""Ray Data: units flow through read tasks, actors and commit tasks; receipts flow back. The only file of `pipeline` with Ray.
+"""Ray Data: units flow through read tasks, actors and commit tasks; what came of them flows back.
 
-    [order] -> ReadTask (one block = one unit) -> actor (holds the models) -> commit task -> {"state": "done", "receipt": …}
+    order -> ReadTask (one block = one unit) -> actor (holds the models) -> commit task -> {"state": "done", …}
 
-Facts about Ray Data that this rests on (2.60): what one ReadTask yields is one block; empty blocks never reach a function
-(an envelope has always one row); `batch_size=1` over blocks of one row gives a function exactly one unit, with GPUs too; an
-actor has two units in flight but runs one at a time.
+The only file of `pipeline` with Ray. Facts about Ray Data (2.60) that it rests on: what one ReadTask yields is one
+block; empty blocks never reach a function (an envelope always has one row); `batch_size=1` over blocks of one row gives
+a function exactly one unit, with GPUs too; an actor has two units in flight but runs one at a time.
 """
 
 import json
@@ -40,7 +40,10 @@ class Units(Datasource):
         return None
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+        self,
+        parallelism: int,  # noqa: ARG002 - one task an order, however many Ray would like
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: DataContext | None = None,  # noqa: ARG002
     ) -> list[ReadTask]:
         """A task for each order."""
         return [

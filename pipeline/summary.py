@@ -1,7 +1,7 @@
 """The numbers of a run: pure, from receipts and from when they came.
 
-    Pace().took(arrived=71.2, actor="4711", seconds=1.9, since_ready=12.5, tokens=41_022)
-    -> tokens_per_second: steady state, from the moment all actors held their models to the last receipt
+Pace().took(arrived=71.2, actor="4711", seconds=1.9, since_ready=12.5, tokens=41_022)
+-> tokens_per_second: steady state, from the moment all actors held their models to the last receipt
 """
 
 from collections.abc import Iterable, Mapping

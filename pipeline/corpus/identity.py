@@ -1,7 +1,7 @@
 """Which row of which file: two columns in every part.
 
-    _file  "section=games/part-00.parquet"   relative to the root of the (first) corpus
-    _row   4711                              its position in that file, before any filter
+_file  "section=games/part-00.parquet"   relative to the root of the (first) corpus
+_row   4711                              its position in that file, before any filter
 """
 
 import pyarrow as pa

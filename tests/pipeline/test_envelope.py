@@ -1,6 +1,6 @@
 """A unit travels through Ray as one row, with every type and no row lost."""
 
-import datetime
+import datetime as dt
 from decimal import Decimal
 
 import pyarrow as pa
@@ -15,9 +15,11 @@ def _table() -> pa.Table:
             "text": pa.array(["a", None, "ü"], pa.string_view()),
             "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
             "price": pa.array([Decimal("1.10"), None, Decimal("2.00")], pa.decimal128(9, 2)),
-            "at": pa.array([datetime.datetime(2026, 1, 2), None, None], pa.timestamp("us")),
+            "at": pa.array([dt.datetime(2026, 1, 2, tzinfo=dt.UTC), None, None], pa.timestamp("us", tz="UTC")),
             "tags": pa.array([["a"], [], None], pa.large_list(pa.string())),
-            "place": pa.array([{"x": 1}, None, {"x": 2}], pa.struct([pa.field("x", pa.int8(), metadata={"unit": "m"})])),
+            "place": pa.array(
+                [{"x": 1}, None, {"x": 2}], pa.struct([pa.field("x", pa.int8(), metadata={"unit": "m"})])
+            ),
             "names": pa.array([[("k", 1)], [], None], pa.map_(pa.string(), pa.int32())),
         }
     )

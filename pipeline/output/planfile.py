@@ -1,16 +1,28 @@
 """The plan of a run: what it will do, pinned at its first execution and kept in `metadata/plan.json`.
 
-    {"version": 1, "job": {"corpus": …, "annotations": […], "output": …}, "annotations": {"topic": {"digest": "53aa…",
-     "engine": "torch", "dtype": "bfloat16", "threads": 1, "token_budget": 1024}}, "fragments": […], "units": […], …}
+{"version": 1, "job": {"corpus": …, "annotations": […], "output": …}, "annotations": {"topic": {"digest": "53aa…",
+ "engine": "torch", "dtype": "bfloat16", "threads": 1, "token_budget": 1024}}, "schema": "base64 of Arrow's IPC",
+ "fragments": [["section=games/a.parquet", 91532, "91532-1763…", [["section", "games"]], [[4096, 1532112]], null]],
+ "units": [["6f1c…", "section=games", [[0, 0, 0, 2048, null]]]], …}
 """
 
+import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.corpus.plan import Fragment, Unit
+from pipeline.corpus.plan import Fragment, RowGroup, Span, Unit
+from pipeline.errors import OutputError
+from pipeline.output.layout import PLAN
+from pipeline.output.sealed import BrokenSealError, seal, unseal
+from pipeline.output.storage import Store
+from pipeline.quarantine import Reason
+
+VERSION = 1
+"""Of the file's format; a plan of a newer one is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +59,142 @@ class Plan:
     def rows(self) -> int:
         """Rows that the units stand for."""
         return sum(unit.rows for unit in self.units)
+
+
+def exists(store: Store) -> bool:
+    """Whether this output has a plan."""
+    return store.exists(PLAN)
+
+
+def save(store: Store, plan: Plan) -> None:
+    """Write the plan, whole or not at all."""
+    store.write(PLAN, to_bytes(plan))
+
+
+def load(store: Store) -> Plan:
+    """The plan of an output; OutputError where there is none, or not the one that was written there."""
+    data = store.find(PLAN)
+    if data is None:
+        raise OutputError(f"{store.root} is no output of corpusmill: it has no {PLAN}")
+    try:
+        return from_bytes(data)
+    except BrokenSealError as error:
+        raise OutputError(f"{PLAN} in {store.root}: {error}; restore it, or name another output.path") from error
+
+
+def to_bytes(plan: Plan) -> bytes:
+    """Sealed JSON; fragments, row groups, spans are lists, for there are thousands of them."""
+    value = {
+        "version": plan.version,
+        "corpusmill": plan.corpusmill,
+        "job": plan.job,
+        "root": plan.root,
+        "schema": base64.b64encode(plan.schema.serialize().to_pybytes()).decode(),
+        "partition": plan.partition,
+        "identity_carried": plan.identity_carried,
+        "annotations": {name: asdict(pinned) for name, pinned in plan.annotations.items()},
+        "fragments": [
+            [each.path, each.size, each.fingerprint, each.partition, _group_rows(each.row_groups), each.problem]
+            for each in plan.fragments
+        ],
+        "units": [[unit.id, unit.folder, [_span_row(span) for span in unit.spans]] for unit in plan.units],
+        "rows_pruned": plan.rows_pruned,
+    }
+    return seal(value)
+
+
+def from_bytes(data: bytes) -> Plan:
+    """The plan that was sealed; BrokenSealError where it is not whole or of a newer version."""
+    value = unseal(data)
+    if value.get("version") != VERSION:
+        raise BrokenSealError(
+            f"it is of version {value.get('version')}, and this corpusmill reads version {VERSION}; take the "
+            f"corpusmill that wrote it ({value.get('corpusmill')})"
+        )
+    try:
+        return Plan(
+            version=value["version"],
+            corpusmill=value["corpusmill"],
+            job=value["job"],
+            root=value["root"],
+            schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["schema"]))),
+            partition=tuple(value["partition"]),
+            identity_carried=value["identity_carried"],
+            annotations={name: PinnedAnnotation(**pinned) for name, pinned in value["annotations"].items()},
+            fragments=tuple(map(_fragment, value["fragments"])),
+            units=tuple(
+                Unit(name, folder, tuple(_span(row) for row in spans)) for name, folder, spans in value["units"]
+            ),
+            rows_pruned=value["rows_pruned"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenSealError(f"it is sealed but no plan of version {VERSION}: {error!r}") from error
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two jobs in canonical form: `annotations.0.max_tokens: was 256, is now 128`."""
+    return _differences("", old, new)
+
+
+_ABSENT = object()
+_SHOWN_CHARACTERS = 200
+
+
+def _differences(path: str, old: object, new: object) -> list[str]:
+    """Walk down while both sides have parts of the same names; tell the first place where they differ."""
+    old_parts, new_parts = _parts(old), _parts(new)
+    if old_parts is not None and new_parts is not None and isinstance(old, Mapping) == isinstance(new, Mapping):
+        names = [*old_parts, *(name for name in new_parts if name not in old_parts)]
+        return [
+            difference
+            for name in names
+            for difference in _differences(
+                f"{path}.{name}" if path else name, old_parts.get(name, _ABSENT), new_parts.get(name, _ABSENT)
+            )
+        ]
+    if old is _ABSENT:
+        return [f"{path}: is new, {_shown(new)}"]
+    if new is _ABSENT:
+        return [f"{path}: was {_shown(old)}, is gone"]
+    same = old == new and isinstance(old, bool) == isinstance(new, bool)
+    return [] if same else [f"{path}: was {_shown(old)}, is now {_shown(new)}"]
+
+
+def _parts(value: object) -> dict[str, object] | None:
+    """What a mapping or list holds, by name or number; None for a plain value."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {str(index): part for index, part in enumerate(value)} if isinstance(value, list | tuple) else None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def _group_rows(groups: tuple[RowGroup, ...]) -> list[tuple[int, int]]:
+    return [(group.rows, group.bytes) for group in groups]
+
+
+def _span_row(span: Span) -> list[Any]:
+    """A span; selected positions as distances, which are short."""
+    selected = span.selected
+    gaps = None if selected is None else [now - before for before, now in zip((0, *selected), selected, strict=False)]
+    return [span.fragment, span.row_group, span.start, span.stop, gaps]
+
+
+def _span(row: list[Any]) -> Span:
+    fragment, row_group, start, stop, gaps = row
+    return Span(fragment, row_group, start, stop, None if gaps is None else tuple(accumulate(gaps)))
+
+
+def _fragment(row: list[Any]) -> Fragment:
+    path, size, fingerprint, partition, groups, problem = row
+    return Fragment(
+        path,
+        size,
+        fingerprint,
+        tuple((key, value) for key, value in partition),
+        tuple(RowGroup(rows, size_bytes) for rows, size_bytes in groups),
+        None if problem is None else (Reason(problem[0]), problem[1]),
+    )

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pipeline.errors import OutputError
 from pipeline.output.layout import RECEIPTS, receipt_path
@@ -115,8 +115,7 @@ def load_all(store: Store) -> tuple[dict[str, Receipt], list[str]]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(TypedDict):
     """Sums over receipts; `reasons` and `tokens_by_annotation` sorted by name."""
 
     units: int
@@ -127,25 +126,25 @@ class Totals:
     rows_quarantined: int
     tokens: int
     padding_tokens: int
-    tokens_by_annotation: Mapping[str, int]
-    reasons: Mapping[str, int]
+    tokens_by_annotation: dict[str, int]
+    reasons: dict[str, int]
 
-    @classmethod
-    def of(cls, receipts: Iterable[Receipt]) -> "Totals":
-        """Add up."""
-        every = list(receipts)
-        return cls(
-            units=len(every),
-            units_quarantined=sum(receipt.unit_lost for receipt in every),
-            rows_read=sum(receipt.rows_read for receipt in every),
-            rows_filtered=sum(receipt.rows_filtered for receipt in every),
-            rows_out=sum(receipt.rows_out for receipt in every),
-            rows_quarantined=sum(receipt.rows_quarantined for receipt in every),
-            tokens=sum(receipt.tokens for receipt in every),
-            padding_tokens=sum(receipt.padding_tokens for receipt in every),
-            tokens_by_annotation=add(receipt.tokens_by_annotation for receipt in every),
-            reasons=add(receipt.reasons for receipt in every),
-        )
+
+def totals(receipts: Mapping[str, Receipt]) -> Totals:
+    """Add up receipts."""
+    every = receipts.values()
+    return Totals(
+        units=len(every),
+        units_quarantined=sum(receipt.unit_lost for receipt in every),
+        rows_read=sum(receipt.rows_read for receipt in every),
+        rows_filtered=sum(receipt.rows_filtered for receipt in every),
+        rows_out=sum(receipt.rows_out for receipt in every),
+        rows_quarantined=sum(receipt.rows_quarantined for receipt in every),
+        tokens=sum(receipt.tokens for receipt in every),
+        padding_tokens=sum(receipt.padding_tokens for receipt in every),
+        tokens_by_annotation=add(receipt.tokens_by_annotation for receipt in every),
+        reasons=add(receipt.reasons for receipt in every),
+    )
 
 
 def add(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

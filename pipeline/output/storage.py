@@ -174,9 +174,8 @@ class Store:
     def mark(self, path: str, data: bytes) -> None:
         """Put a note beside the work: it has to outlive this process, not the machine, so it is not synced."""
         with self._telling("write", path):
-            os.makedirs(os.path.dirname(self.full(path)), exist_ok=True)
-            with open(self.full(path), "wb") as file:
-                file.write(data)
+            self.full(path).parent.mkdir(parents=True, exist_ok=True)
+            self.full(path).write_bytes(data)
 
     def write_new(self, path: str, data: bytes) -> bool:
         """Put a whole file where none stands, at once; False, and nothing changes, where one stands already."""

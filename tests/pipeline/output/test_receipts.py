@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.output.receipts import PartFile, Receipt, ReceiptError, Totals, load, load_all
+from pipeline.output.receipts import PartFile, Receipt, ReceiptError, load, load_all, totals
 from pipeline.output.sealed import BrokenSealError, seal, unseal
 from pipeline.output.storage import Store
 
@@ -81,11 +81,18 @@ def test_totals_add_up() -> None:
     other = replace(
         RECEIPT, unit="cd", unit_lost=True, reasons={"not_utf8": 2, "blank_text": 1}, tokens_by_annotation={}
     )
-    totals = Totals.of([RECEIPT, other])
-    assert (totals.units, totals.units_quarantined) == (2, 1)
-    assert (totals.rows_read, totals.rows_filtered, totals.rows_out, totals.rows_quarantined) == (24, 4, 18, 2)
-    assert (totals.tokens, totals.padding_tokens, totals.tokens_by_annotation) == (180, 14, {"topic": 90})
-    assert totals.reasons == {"blank_text": 2, "not_utf8": 2}
+    assert totals({"ab12": RECEIPT, "cd": other}) == {
+        "units": 2,
+        "units_quarantined": 1,
+        "rows_read": 24,
+        "rows_filtered": 4,
+        "rows_out": 18,
+        "rows_quarantined": 2,
+        "tokens": 180,
+        "padding_tokens": 14,
+        "tokens_by_annotation": {"topic": 90},
+        "reasons": {"blank_text": 2, "not_utf8": 2},
+    }
 
 
 VALUES = st.recursive(

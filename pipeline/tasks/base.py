@@ -16,7 +16,7 @@ Where a file with a single `Task` subclass stands, in this folder or a user's ow
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 
-DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _reference(value: object) -> object:
@@ -83,11 +83,13 @@ class Texts:
     """The texts of one unit that one template gave: good ones only, in input order.
 
     `shared` lets annotations over the same texts reuse what another computed (tokens, forward passes): ask with
-    `once(key, compute)`.
+    `once(key, compute)`. `running`, where it is set, is told the indices of the texts that are about to go through a
+    model: the crash journal listens.
     """
 
     values: list[str]
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    running: Callable[[Sequence[int]], None] | None = None
 
     def once(self, key: Hashable, compute: Callable[[], Built]) -> Built:
         """The value of `compute()`, computed at most once for this key."""

@@ -1,0 +1,38 @@
+"""Lengths become micro-batches under a budget of padded tokens: pure, without torch.
+
+    lengths_R = [5, 90, 7, 88], budget_tokens = 200
+    micro_batches -> [[1, 3], [2, 0]]        # 2 x 90 and 2 x 7 padded tokens
+    padding       -> 4                       # 2 in the first, 2 in the second
+
+Which texts share a micro-batch depends on the unit's lengths and the budget alone, so that a repeated run adds up the
+same numbers in the same order.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+def micro_batches(lengths_R: npt.NDArray[np.integer], budget_tokens: int) -> list[npt.NDArray[np.intp]]:
+    """Rows sorted by length, longest first, and cut so that rows x longest stays within `budget_tokens`.
+
+    Rows of one length keep their order. A single row over the budget goes alone. Longest first: memory peaks at the
+    beginning, and the first row of a micro-batch tells its width.
+    """
+    assert budget_tokens > 0
+    order_R = np.argsort(-lengths_R.astype(np.int64), kind="stable")
+    batches: list[npt.NDArray[np.intp]] = []
+    start = 0
+    while start < len(order_R):
+        longest = max(1, int(lengths_R[order_R[start]]))
+        stop = start + max(1, budget_tokens // longest)
+        batches.append(order_R[start:stop])
+        start = stop
+    return batches
+
+
+def padding(lengths_R: npt.NDArray[np.integer], batches: Sequence[npt.NDArray[np.intp]]) -> int:
+    """Tokens of padding that these micro-batches carry."""
+    padded = sum(len(batch) * int(lengths_R[batch].max()) for batch in batches)
+    return padded - sum(int(lengths_R[batch].sum()) for batch in batches)

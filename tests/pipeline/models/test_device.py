@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import JobError, PlacementError
+from pipeline.models.device import default_budget, require_gpus, resolve_dtype
+from pipeline.workers import Workers
+
+
+def cpu_info(tmp_path, flags):
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\nmodel name\t: a CPU\nflags\t\t: {flags}\nbogomips\t: 1\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse avx512f avx512_bf16", "bfloat16"),
+        ("fpu sse amx_bf16 amx_tile", "bfloat16"),
+        ("fpu sse avx2 avx512f", "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(tmp_path, flags, expected):
+    assert resolve_dtype("auto", "cpu", cpu_info(tmp_path, flags)) == expected
+
+
+def test_auto_is_float32_where_the_system_does_not_tell(tmp_path):
+    assert resolve_dtype("auto", "cpu", tmp_path / "nothing") == "float32"
+
+
+def test_a_named_format_stays(tmp_path):
+    assert resolve_dtype("float32", "cpu", cpu_info(tmp_path, "amx_bf16")) == "float32"
+    assert resolve_dtype("float16", "cuda") == "float16"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "float64"])
+def test_a_format_that_the_cpu_does_not_have_is_refused_with_those_that_it_has(dtype):
+    with pytest.raises(
+        JobError, match=f"dtype: {dtype} is not available on cpu; allowed there: auto, float32, bfloat16"
+    ):
+        resolve_dtype(dtype, "cpu")
+
+
+def test_gpus_that_torch_does_not_see_are_refused():
+    import torch
+
+    there = torch.cuda.device_count()
+    workers = Workers(there + 2, 1.0, 1.0, 1, None)
+    with pytest.raises(
+        PlacementError, match=f"need {there + 2} GPUs, but torch sees {there} here; .*gpus_per_actor to 0"
+    ):
+        require_gpus(workers)
+    require_gpus(Workers(2, 1.0, 0.0, 1, None))
+
+
+def test_every_device_has_a_budget():
+    assert default_budget("cpu") < default_budget("cuda")
+
+
+def test_the_driver_resolves_for_a_cpu_without_torch():
+    code = "import sys; from pipeline.models.device import resolve_dtype; resolve_dtype('auto', 'cpu'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

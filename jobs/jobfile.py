@@ -40,9 +40,17 @@ def read(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise JobError(f"{path}: the file is empty; a job begins with `kind:`")
     if not isinstance(document, dict):
         raise JobError(f"{path}: the top level is {shown(document)}; keys and values are wanted, `kind:` first")
-    for override in overrides:
-        _put(document, override)
+    override(document, overrides)
     return document
+
+
+def override(document: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change a document by `key.path=value` in their order; digits reach into lists.
+
+    Mappings on the way that are missing are made, entries of lists never. Raises JobError.
+    """
+    for one in overrides:
+        _put(document, one)
 
 
 def parse(document: Mapping[str, Any], model: type[Checked], source: str = "job") -> Checked:
@@ -103,7 +111,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _put(document: dict[str, Any], override: str) -> None:
-    """Set what `key.path=value` names; mappings on the way that are missing are made, list entries never."""
+    """Set what one override names."""
     place, equals, text = override.partition("=")
     steps = place.strip().split(".")
     if not equals:

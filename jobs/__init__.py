@@ -1,0 +1,63 @@
+"""What `corpusmill` does, as functions; heavy imports wait until one is called.
+
+    from jobs import run, verify
+    manifest = run("topics.yaml", ["annotations.0.dtype=float32"])
+    assert not verify(manifest["output"]).faults
+
+All raise `pipeline.errors.CorpusmillError` with a message for people.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.progress import Silent, Watcher
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.output.status import Status
+    from pipeline.output.verify import Report
+
+__all__ = ["plan", "preview", "retry", "run", "status", "verify"]
+
+
+def run(path: str, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Mapping[str, Any]:
+    """Run a job file to its end, or on from where an earlier run stopped; the manifest of its output."""
+    from jobs import annotate
+
+    return annotate.run(path, overrides, watcher or Silent()).manifest
+
+
+def preview(path: str, rows: int = 10, overrides: Sequence[str] = ()) -> "pa.Table":
+    """The first rows of the corpus with their annotations; nothing is written."""
+    from jobs import annotate
+
+    return annotate.preview(path, overrides, rows)
+
+
+def plan(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run would do: units, rows, bytes; tokens and seconds, estimated."""
+    from jobs import annotate
+
+    return annotate.plan(path, overrides)
+
+
+def status(output: str) -> "Status":
+    """How far an output is, from what stands on disk."""
+    from pipeline.output.status import status as look
+
+    return look(output)
+
+
+def verify(output: str) -> "Report":
+    """Prove from what stands on disk that no row of an output is lost, doubled or damaged."""
+    from pipeline.output.verify import verify as prove
+
+    return prove(output)
+
+
+def retry(output: str, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Mapping[str, Any]:
+    """Run the quarantined rows of an output once more; its new manifest."""
+    from jobs import annotate
+
+    return annotate.retry(output, overrides, watcher or Silent()).manifest

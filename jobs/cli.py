@@ -1,0 +1,302 @@
+"""The `corpusmill` command.
+
+    corpusmill run topics.yaml -o annotations.0.dtype=float32 --json
+
+Exit codes: 0 done; 1 the run failed; 2 the job or the command line is wrong; 3 done, but over the quarantine limit;
+4 `verify` found a fault or an unfinished output; 130 interrupted. Answers go to standard output, all else to standard
+error. This module imports little: `--help` and a misspelt command answer at once.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from pipeline.errors import CorpusmillError, Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from jobs.annotate import Outcome
+    from jobs.display import LiveBar, PlainLines
+
+UNVERIFIED = 4
+"""Exit code of `verify` where the output is faulty or unfinished."""
+
+_BEGAN = time.monotonic()
+
+Job = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The folder of an output.", show_default=False)]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="KEY.PATH=VALUE",
+        help="Change one value of the job, as in annotations.0.dtype=float32; may be given often.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+
+app = typer.Typer(
+    name="corpusmill",
+    help="Label and embed Parquet corpora with pinned Hugging Face models. A killed command, given again, goes on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console entry point: runs one command and answers its exit code; never a bare traceback."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="corpusmill")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Interrupted as stopped:
+        _complain(f"interrupted: {str(stopped).removeprefix('interrupted: ')}")
+        return stopped.exit_code
+    except CorpusmillError as error:
+        # A message of several lines tells several errors; an indented line goes on with the one above.
+        _complain("\n".join(line if line.startswith(" ") else f"error: {line}" for line in str(error).splitlines()))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last place that could tell it in words
+        return _fault(error)
+    return 0
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        _say(f"corpusmill {_version()}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and end.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+@app.command()
+def run(job: Job, override: Override = None, as_json: Json = False) -> None:
+    """Run a job, or go on where it stopped."""
+    with _watched() as watcher:
+        from jobs import annotate
+
+        outcome = annotate.run(job, override or [], watcher, _BEGAN)
+    _tell(outcome, as_json)
+
+
+@app.command()
+def preview(
+    job: Job,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 10,
+    override: Override = None,
+) -> None:
+    """Show a few rows with their annotations; nothing is written."""
+    with _watched("annotating a few rows"):
+        from jobs import annotate
+
+        table = annotate.preview(job, override or [], rows)
+    from jobs.table import annotations_of, few_rows
+
+    _show(few_rows(table, annotations_of(table.column_names), _width()))
+
+
+@app.command()
+def plan(job: Job, override: Override = None, as_json: Json = False) -> None:
+    """Tell what a run would do, and estimate its time."""
+    with _watched("planning, and trying a few rows"):
+        from jobs import annotate
+
+        found = annotate.plan(job, override or [])
+    if as_json:
+        _say_json(found)
+    else:
+        from jobs.summary import planned
+
+        _show(planned(found))
+
+
+@app.command()
+def status(output: Output, as_json: Json = False) -> None:
+    """Tell how far an output is."""
+    from pipeline.output.status import status as look
+
+    with _interruptible(None):
+        found = asdict(look(output))
+    if as_json:
+        _say_json(found)
+    else:
+        from jobs.summary import facts
+
+        _show(facts(found))
+
+
+@app.command()
+def verify(output: Output, as_json: Json = False) -> None:
+    """Prove that no row of an output is lost, doubled or damaged."""
+    with _watched(f"verifying {output}"):
+        from pipeline.output.verify import verify as prove
+
+        report = prove(output)
+    if as_json:
+        _say_json(asdict(report))
+    else:
+        from jobs.summary import verified
+
+        values = {key: value for key, value in asdict(report).items() if key not in {"faults", "finished"}}
+        _show(verified(report.faults, report.finished, values))
+    if report.faults or not report.finished:
+        raise typer.Exit(UNVERIFIED)
+
+
+@app.command()
+def retry(output: Output, override: Override = None, as_json: Json = False) -> None:
+    """Run the quarantined rows of an output once more."""
+    with _watched() as watcher:
+        from jobs import annotate
+
+        outcome = annotate.retry(output, override or [], watcher, _BEGAN)
+    _tell(outcome, as_json)
+
+
+# ------------------------------------------------------------------------------------------------------- stop and fail
+
+
+def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _watched(phase: str | None = None) -> "Iterator[LiveBar | PlainLines]":
+    """Somebody looks on, on standard error; what libraries print goes there too, so that answers stay clean."""
+    from jobs.display import watcher
+
+    watching = watcher(sys.stderr)
+    with _interruptible(watching), watching, contextlib.redirect_stdout(sys.stderr):
+        if phase is not None:
+            watching.phase(phase)
+        yield watching
+
+
+@contextlib.contextmanager
+def _interruptible(watcher: "LiveBar | PlainLines | None") -> Iterator[None]:
+    """Ctrl-C and SIGTERM become Interrupted, with what is committed."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
+            raise
+        # Ray puts a handler of its own in our place, which exits with the signal's number.
+        done = None if watcher is None else watcher.last
+        if done is None:
+            raise Interrupted("nothing was lost; the same command goes on") from None
+        raise Interrupted(
+            f"{done.units_done} of {done.units_total} units are committed; the same command goes on"
+        ) from None
+
+
+def _fault(error: Exception) -> int:
+    """Tell of an error that nobody foresaw: one line, and where the traceback lies."""
+    trace = f"corpusmill {_version()}, Python {sys.version}\n{sys.argv}\n\n{''.join(traceback.format_exception(error))}"
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The message of an error that came from an actor is its whole traceback: the last line says it.
+    _complain(f"error: unexpected {type(error).__name__}: {words[-1] if words else '-'}: this is a fault of corpusmill")
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="corpusmill-fault-", suffix=".txt", delete=False
+        ) as file:
+            file.write(trace)
+        _complain(f"the traceback is in {file.name}: please report it")
+    except OSError:
+        _complain(trace)
+    return 1
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def _tell(outcome: "Outcome", as_json: bool) -> None:
+    """Answer with what a run did, and end with its exit code."""
+    for note in outcome.notes:
+        _complain(f"note: {note}")
+    if as_json:
+        _say_json(outcome.summary)
+    else:
+        from jobs.summary import finished, label_counts
+        from jobs.table import few_rows
+
+        parts: list[RenderableType] = []
+        if outcome.table is not None and outcome.table.num_rows:
+            parts.append(few_rows(outcome.table, list(outcome.summary["annotations"]), _width()))
+        if outcome.counts:
+            parts.append(label_counts(outcome.counts, _width()))
+        _show(*parts, finished(outcome.summary))
+    if outcome.exit_code:
+        rows = f"{outcome.summary['rows_quarantined']:,} of {outcome.summary['rows_in']:,} rows are quarantined"
+        _complain(f"warning: {rows}, more than limits.max_quarantined allows (exit code {outcome.exit_code})")
+        raise typer.Exit(outcome.exit_code)
+
+
+def _show(*parts: "RenderableType") -> None:
+    from jobs.summary import text
+
+    color = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    _say(text(parts, color, _width()))
+
+
+def _width() -> int:
+    return min(160, max(40, shutil.get_terminal_size((80, 24)).columns))
+
+
+def _say_json(value: Mapping[str, Any]) -> None:
+    _say(json.dumps(value, default=str) + "\n")
+
+
+def _say(answer: str) -> None:
+    """Write to standard output; a reader that went away is no error."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(answer.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(words: str) -> None:
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr, flush=True)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("corpusmill")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -149,9 +149,9 @@ def status(output: Output, as_json: Json = False) -> None:
     if as_json:
         _say_json(found)
     else:
-        from jobs.summary import facts
+        from jobs.summary import standing
 
-        _show(facts(found))
+        _show(standing(found))
 
 
 @app.command()

@@ -78,11 +78,14 @@ def complaints(error: ValidationError, document: Mapping[str, Any], model: type[
     lines = []
     for path in sorted(found, key=lambda path: _order(path, document)):
         deeper = any(other[: len(path)] == path and len(other) > len(path) for other in found)
-        wrong_type = [one for one in found[path] if _wanted(one)]
-        other = [one for one in found[path] if not _wanted(one)]
-        told = [_words(one, path, document, model) for one in other]
-        if not told and not deeper:
+        # A value of the wrong kind for one branch of a union may be right, or nearly so, for another.
+        here = [one for one in found[path] if not (deeper and (_wanted(one) or one["type"] == "literal_error"))]
+        wrong_type = [one for one in here if _wanted(one)]
+        told = [_words(one, path, document, model) for one in here if not _wanted(one)]
+        if wrong_type and not told:
             told = [_wrong_type(wrong_type)]
+        elif wrong_type and all(one["type"] == "literal_error" or _wanted(one) for one in here):
+            told = [f"{told[0]}, or {_either(wrong_type)}"]
         place = ".".join(str(step) for step in path)
         lines += [f"{place}: {words}" if place else words for words in dict.fromkeys(told)]
     return lines
@@ -125,20 +128,25 @@ def _wanted(one: Mapping[str, Any]) -> str | None:
     return _WANTED.get(str(one["type"]).removesuffix("_type"))
 
 
+def _either(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What any of these errors of a wrong type wants."""
+    return " or ".join(dict.fromkeys(str(_wanted(one)) for one in errors))
+
+
 def _wrong_type(errors: Sequence[Mapping[str, Any]]) -> str:
     """`'256' is a text; a whole number is wanted: write it without quotes`."""
     value = errors[0]["input"]
-    wanted = list(dict.fromkeys(str(_wanted(one)) for one in errors))
+    wanted = _either(errors)
     if errors[0]["loc"][-1:] == ("[key]",):
         return f"the key {shown(value)} is no text: put it in quotes"
     hint = ""
-    if isinstance(value, str) and "true or false" in wanted and value.lower() in {"yes", "no", "on", "off"}:
+    if isinstance(value, str) and wanted == "true or false" and value.lower() in {"yes", "no", "on", "off"}:
         hint = f": write {'true' if value.lower() in {'yes', 'on'} else 'false'}"
     elif isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?|true|false", value) and "a text" not in wanted:
         hint = ": write it without quotes"
     elif isinstance(value, bool | int | float) and "a text" in wanted:
         hint = ": put it in quotes"
-    return f"{shown(value)} is {_kind(value)}; {' or '.join(wanted)} is wanted{hint}"
+    return f"{shown(value)} is {_kind(value)}; {wanted} is wanted{hint}"
 
 
 def _kind(value: Any) -> str:
@@ -155,12 +163,12 @@ def _words(one: Mapping[str, Any], path: Path, document: Any, model: type[BaseMo
     if kind == "missing":
         return "this key is missing"
     if kind == "extra_forbidden":
-        return _choice("there is no such key", str(path[-1]), _fields_at(model, document, path[:-1]))
+        return choice("there is no such key", str(path[-1]), _fields_at(model, document, path[:-1]))
     if kind in {"literal_error", "enum"}:
-        return _choice(f"{shown(value)} is not allowed", value, re.findall(r"'([^']*)'", context["expected"]))
+        return choice(f"{shown(value)} is not allowed", value, re.findall(r"'([^']*)'", context["expected"]))
     if kind == "union_tag_invalid":
         key, known = context["discriminator"].strip("'"), re.findall(r"'([^']*)'", context["expected_tags"])
-        return _choice(f"{key}: {context['tag']!r} is not allowed", context["tag"], known)
+        return choice(f"{key}: {context['tag']!r} is not allowed", context["tag"], known)
     if kind == "union_tag_not_found":
         return f"the key {context['discriminator']} is missing"
     if kind in _BOUNDS:
@@ -188,7 +196,7 @@ def _number(bound: Any) -> str:
     return str(int(bound)) if isinstance(bound, float) and bound.is_integer() else str(bound)
 
 
-def _choice(problem: str, word: Any, known: Sequence[str]) -> str:
+def choice(problem: str, word: Any, known: Sequence[str]) -> str:
     """`problem; did you mean 'top_k'? known: name, task, top_k`."""
     meant = nearest(word, known) if isinstance(word, str) else None
     guess = f"; did you mean {meant!r}?" if meant else ";"

@@ -80,7 +80,7 @@ def load(text: str) -> Any:
         faults = list(dict.fromkeys(_faults(node)))  # an anchor's fault shows again at each alias
         if faults:
             raise NotPlainYaml("\n".join(faults))
-        return loader.construct_document(node)
+        return _unshared(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         raise NotPlainYaml(_in_words(error)) from None
     except yaml.reader.ReaderError as error:
@@ -88,6 +88,13 @@ def load(text: str) -> Any:
         raise NotPlainYaml(f"line {line}: the character {error.character!r} is not allowed in YAML") from None
     except RecursionError:
         raise NotPlainYaml("nested too deeply") from None
+
+
+def _unshared(value: Any) -> Any:
+    """The value with a copy at each alias: changing one place must not change another."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 def _in_words(error: yaml.MarkedYAMLError) -> str:

@@ -80,7 +80,7 @@ def _percent(part: int, whole: int) -> str:
 def finished(summary: Mapping[str, Any]) -> RenderableType:
     """What a run did, from its `--json` object, and how to go on."""
     output = str(summary["output"]).rstrip("/")
-    told = [("rows", _rows(summary))]
+    told = [("rows", f"{summary['rows_in']:,} in, {_rows(summary)}")]
     if summary["units_skipped"] and not summary["units_done"]:
         told.append(("units", f"nothing was left to do: all {summary['units_skipped']:,} were committed before"))
     else:
@@ -98,7 +98,8 @@ def finished(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _rows(summary: Mapping[str, Any]) -> str:
-    told = [f"{summary['rows_in']:,} in", f"{summary['rows_out']:,} out"]
+    """What became of rows: `2,043 out, 5 quarantined (4 blank_text, 1 over_max_chars)`."""
+    told = [f"{summary['rows_out']:,} out"]
     if summary["rows_filtered"]:
         told.append(f"{summary['rows_filtered']:,} filtered")
     ranked = sorted(summary.get("reasons", {}).items(), key=lambda pair: (-pair[1], pair[0]))
@@ -141,6 +142,27 @@ def planned(plan: Mapping[str, Any]) -> RenderableType:
     return _lines(told)
 
 
+def standing(status: Mapping[str, Any]) -> RenderableType:
+    """How far an output is, from the object of `status --json`."""
+    holder = status["running"]
+    if holder is not None:
+        state = f"running: process {holder['pid']} on {holder['host']}, since {holder['started']}"
+    elif status["finished"]:
+        state = "finished"
+    else:
+        state = "unfinished: the same `corpusmill run` goes on"
+    told = [
+        ("output", str(status["path"])),
+        ("state", state),
+        ("units", f"{status['units_done']:,} of {status['units_total']:,}"),
+        ("rows", f"{status['rows_done']:,} of {status['rows_total']:,} read: {_rows(status)}"),
+    ]
+    if status["tokens"]:
+        told.append(("tokens", f"{status['tokens']:,}"))
+    told += [("damaged", sentence) for sentence in status["damaged"]]
+    return _lines(told)
+
+
 def verified(faults: Sequence[str], is_finished: bool, values: Mapping[str, Any]) -> RenderableType:
     """What `verify` proved or found; every fault on a line of its own, the verdict last."""
     told: list[RenderableType] = [facts(values)] if values else []
@@ -158,13 +180,8 @@ def verified(faults: Sequence[str], is_finished: bool, values: Mapping[str, Any]
 
 def facts(values: Mapping[str, Any]) -> RenderableType:
     """Any flat answer, one line a value; nothing where there is nothing to tell."""
-    return _lines(
-        [
-            (key.replace("_", " "), _value(key, value))
-            for key, value in values.items()
-            if value not in (None, [], {}, ())
-        ]
-    )
+    told = {key.replace("_", " "): value for key, value in values.items() if value not in (None, [], {}, ())}
+    return _lines([(key, _value(key, value)) for key, value in told.items()])
 
 
 def _value(key: str, value: Any) -> str:

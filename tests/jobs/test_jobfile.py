@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from jobs import jobfile
 from pipeline.errors import JobError
+from pipeline.job import AnnotateJob
 from pipeline.models.reference import ModelSettings
 from pipeline.settings import Settings
 
@@ -45,6 +46,7 @@ def _entry(value: Any) -> Any:
 class Bounds(Settings):
     max_quarantined: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] = 0.01
     stop_early: bool = False
+    columns: Literal["all", "none"] | list[str] = "all"
     rate: float = Field(default=0.5, gt=0, lt=1)
 
 
@@ -193,6 +195,14 @@ def test_an_override_fills_a_section_that_was_left_blank(write):
     assert jobfile.read(write("kind: annotate\nlimits:\n"), ["limits.rate=0.1"])["limits"] == {"rate": 0.1}
 
 
+def test_an_override_changes_one_place_of_what_an_alias_repeats(write):
+    text = "annotations:\n- model: &m {ref: a}\n- model: *m\n"
+    assert jobfile.read(write(text), ["annotations.0.model.ref=b"])["annotations"] == [
+        {"model": {"ref": "b"}},
+        {"model": {"ref": "a"}},
+    ]
+
+
 def test_later_overrides_win(write):
     assert jobfile.read(write(GOOD), ["corpus.path=a", "corpus.path=b"])["corpus"]["path"] == "b"
 
@@ -266,6 +276,9 @@ def test_an_unknown_key_inside_an_optional_section_of_a_list_entry_is_told():
         ({**good(), "limits": {"max_quarantined": "x"}}, "'x' is a text; a whole number or a number is wanted"),
         ({**good(), "limits": {"rate": 1.0}}, "limits.rate: 1.0 is too large; less than 1"),
         ({**good(), "limits": {"rate": 0}}, "limits.rate: 0 is too small; more than 0"),
+        ({**good(), "limits": {"columns": "al"}}, "did you mean 'all'? known: all, none, or a list"),
+        ({**good(), "limits": {"columns": 5}}, "limits.columns: 5 is not allowed; known: all, none, or a list"),
+        ({**good(), "limits": {"columns": ["a", 5]}}, "limits.columns.1: 5 is a whole number; a text is wanted"),
         ({**good(), "limits": []}, "limits: [] is a list; a mapping is wanted"),
         (
             {**good(), "corpus": {"path": 5}},
@@ -307,6 +320,38 @@ def test_all_faults_are_told_together_in_the_order_of_the_file():
         "corpus.path",
         "kind",
     ]
+
+
+SHOUT = """
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task
+
+class Shout(Task):
+    class Config(AnnotationSettings):
+        volume: int = 1
+
+    def fields(self):
+        return []
+
+    def annotate(self, texts):
+        return Annotation.of({}, len(texts.values))
+"""
+
+
+def test_the_options_of_a_task_are_known_to_the_message(write):
+    write(SHOUT, "shout.py")
+    document = {
+        "allow_code": True,
+        "corpus": {"path": "c"},
+        "annotations": [{"name": "loud", "task": "shout.py", "text": "t", "volum": 3}],
+        "output": {"path": "out"},
+    }
+    with pytest.raises(JobError) as raised:
+        jobfile.parse(document, AnnotateJob)
+    told = str(raised.value)
+    assert told.startswith(
+        "job: annotations.0.volum: there is no such key; did you mean 'volume'? known: name, task, text"
+    )
+    assert told.endswith(", volume")
 
 
 def test_the_name_of_the_file_begins_every_line():

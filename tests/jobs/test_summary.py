@@ -1,7 +1,7 @@
 import pytest
 from rich.cells import cell_len
 
-from jobs.summary import facts, finished, label_counts, planned, size, text, verified
+from jobs.summary import facts, finished, label_counts, planned, size, standing, text, verified
 
 SUMMARY = {
     "run_id": "20260102-030405-9f0c3a",
@@ -151,6 +151,43 @@ def test_a_plan_tells_what_cannot_be_read_what_is_pruned_and_what_needs_no_model
         "output  out/topics",
         "note    a.parquet: the footer is damaged",
     ]
+
+
+STATUS = {
+    "path": "out/topics",
+    "finished": True,
+    "running": None,
+    "epoch": 2,
+    "units_done": 7,
+    "units_total": 12,
+    "units_quarantined": 0,
+    "rows_done": 700,
+    "rows_total": 1200,
+    "rows_out": 690,
+    "rows_filtered": 7,
+    "rows_quarantined": 3,
+    "reasons": {"null_text": 3},
+    "tokens": 12_345,
+    "damaged": (),
+}
+
+
+def test_a_status_tells_state_units_and_rows():
+    assert shown(standing(STATUS)) == [
+        "output  out/topics",
+        "state   finished",
+        "units   7 of 12",
+        "rows    700 of 1,200 read: 690 out, 7 filtered, 3 quarantined (3 null_text)",
+        "tokens  12,345",
+    ]
+
+
+def test_a_status_tells_who_runs_or_how_to_go_on_and_what_is_damaged():
+    running = {**STATUS, "running": {"pid": 4711, "host": "here", "started": "2026-01-02T03:04:05Z", "run_id": "x"}}
+    assert "state   running: process 4711 on here, since 2026-01-02T03:04:05Z" in shown(standing(running))
+    stopped = shown(standing({**STATUS, "finished": False, "damaged": ("receipts/a.json: it was edited",)}))
+    assert stopped[1] == "state    unfinished: the same `corpusmill run` goes on"
+    assert stopped[-1] == "damaged  receipts/a.json: it was edited"
 
 
 def test_verify_tells_each_fault_as_it_is_and_how_many():

@@ -1,3 +1,4 @@
+import pickle
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -166,6 +167,11 @@ def test_a_filter_names_the_columns_that_it_reads():
     schema = pa.schema({"a": pa.int64(), "b": pa.struct({"x": pa.int64()}), "my col": pa.bool_(), "d.e": pa.string()})
     row_filter = parse_filter('b.x > 1 AND ("my col" OR a IS NULL OR a = NULL) AND "d.e" = \'x\'', schema)
     assert row_filter.columns == ("b", "my col", "a", "d.e")
+
+
+def test_a_filter_travels_to_the_readers():
+    row_filter = parse_filter("a > 1.5", pa.schema({"a": pa.int64()}))
+    assert pickle.loads(pickle.dumps(row_filter)).expression.equals(row_filter.expression)  # noqa: S301 - ours
 
 
 def test_null_logic():

@@ -55,8 +55,8 @@ def require_gpus(workers: Workers) -> None:
     else:
         why = "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
     raise PlacementError(
-        f"cluster: {workers.actors} actors with {workers.gpus_per_actor:g} GPUs each need {asked:g} GPUs, but torch sees "
-        f"{seen} here; {why}, or set gpus_per_actor to 0"
+        f"cluster: {workers.actors} actors with {workers.gpus_per_actor:g} GPUs each need {asked:g} GPUs, but torch "
+        f"sees {seen} here; {why}, or set gpus_per_actor to 0"
     )
 
 

@@ -151,13 +151,18 @@ def window_tokens(folder: Path, config: Mapping[str, Any]) -> int | None:
     """
     sentence = _read_optional(folder / "sentence_bert_config.json").get("max_seq_length")
     tokenizer = _read_optional(folder / "tokenizer_config.json").get("model_max_length")
-    positions = config.get("max_position_embeddings")
+    own = sentence if sentence is not None else tokenizer
+    bounds = [own, positions_tokens(config)]
+    return min((int(bound) for bound in bounds if bound is not None and 0 < bound < _NO_WINDOW_TOKENS), default=None)
+
+
+def positions_tokens(config: Mapping[str, Any]) -> int | None:
+    """Tokens that the model has positions for; None where it does not count them."""
+    positions: int | None = config.get("max_position_embeddings")
     if positions is not None and config.get("model_type") in _OFFSET_POSITIONS:
         padding_index = config.get("pad_token_id")
         positions -= (1 if padding_index is None else padding_index) + 1
-    own = sentence if sentence is not None else tokenizer
-    bounds = [int(bound) for bound in (own, positions) if bound is not None and 0 < bound < _NO_WINDOW_TOKENS]
-    return min(bounds, default=None)
+    return positions
 
 
 def modules_of(folder: Path) -> list[tuple[str, str]]:

@@ -60,5 +60,8 @@ def test_every_device_has_a_budget():
 
 
 def test_the_driver_resolves_for_a_cpu_without_torch():
-    code = "import sys; from pipeline.models.device import resolve_dtype; resolve_dtype('auto', 'cpu'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from pipeline.models.device import resolve_dtype; resolve_dtype('auto', 'cpu'); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -37,9 +37,9 @@ def partition_fields(files: Sequence[tuple[str, Partition]]) -> tuple[pa.Field, 
     if not files:
         return ()
     first_path, first = files[0]
-    names = [unquoted(key) for key, _ in first]
+    names = names_of(first)
     for path, partition in files:
-        keys = [unquoted(key) for key, _ in partition]
+        keys = names_of(partition)
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise CorpusError(f"the hive key '{twice}' stands twice in the path of {path}; rename one of the folders")
@@ -50,6 +50,11 @@ def partition_fields(files: Sequence[tuple[str, Partition]]) -> tuple[pa.Field, 
             )
     raw_values = {name: {value_of(partition, name) for _, partition in files} for name in names}
     return tuple(pa.field(name, _type_of(raw_values[name])) for name in names)
+
+
+def names_of(partition: Partition) -> list[str]:
+    """The names of the columns that a partition gives."""
+    return [unquoted(key) for key, _ in partition]
 
 
 def value_of(partition: Partition, name: str) -> str | None:

@@ -72,23 +72,24 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """
     if table.schema.equals(schema, check_metadata=True):
         return table
-    columns = [conform_column(table, field) for field in schema]
+    missing = set(schema.names) - set(table.schema.names)
+    columns = [
+        pa.nulls(table.num_rows, field.type) if field.name in missing else cast(table.column(field.name), field.type)
+        for field in schema
+    ]
     return pa.Table.from_arrays(columns, schema=schema) if columns else table.select([])
 
 
-def conform_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-    """One column of `conform`."""
-    if field.name not in table.schema.names:
-        return pa.chunked_array([pa.nulls(table.num_rows, field.type)], field.type)
-    column = table.column(field.name)
-    if column.type == field.type:
+def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """One column of `conform`, with its errors."""
+    if column.type == kind:
         return column
     if pa.types.is_null(column.type):
-        return pa.chunked_array([pa.nulls(len(column), field.type)], field.type)
-    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(field.type):
+        return pa.chunked_array([pa.nulls(len(column), kind)], kind)
+    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(kind):
         # There is no kernel from a dictionary to string_view; decoding first serves every target.
         column = pc.cast(column, column.type.value_type)
-    return pc.cast(column, field.type, safe=True)
+    return pc.cast(column, kind, safe=True)
 
 
 def common_type(types: Iterable[pa.DataType]) -> pa.DataType:

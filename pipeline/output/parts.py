@@ -19,6 +19,7 @@ from pipeline.output.epoch import check_fence
 from pipeline.output.layout import KIND_FOLDERS, part_path, receipt_path
 from pipeline.output.receipts import Kind, PartFile, Receipt, add, load
 from pipeline.output.rejects import entries
+from pipeline.output.selection import take
 from pipeline.output.storage import Store
 from pipeline.quarantine import Lost, Problem
 
@@ -102,7 +103,7 @@ def _write_files(store: Store, commit: UnitCommit) -> tuple[PartFile, ...]:
     table = pa.table(commit.table.select(commit.schema.names).columns, schema=commit.schema)
     good = np.ones(table.num_rows, np.bool_)
     good[[problem.row for problem in commit.problems]] = False
-    part = table.filter(pa.array(good)).select(list(commit.columns))
+    part = take(table.select(list(commit.columns)), np.flatnonzero(good))
     rejected = entries(table, commit.problems, commit.lost)
     outcome: tuple[tuple[Kind, pa.Table], ...] = (("data", part), ("quarantine", rejected))
     files = []

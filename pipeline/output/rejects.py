@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.output.selection import take
 from pipeline.quarantine import Lost, Problem
 
 IDENTITY = ("_file", "_row")
@@ -24,7 +25,7 @@ def entries(table: pa.Table, problems: Sequence[Problem], lost: Sequence[Lost]) 
     Text that is not UTF-8 comes with U+FFFD in its place: DuckDB and polars refuse whole files otherwise.
     """
     ordered = sorted(problems, key=lambda problem: (problem.row, problem.annotation or "", problem.reason))
-    failed = table.take(pa.array([problem.row for problem in ordered], pa.int64())).combine_chunks()
+    failed = take(table, [problem.row for problem in ordered]).combine_chunks()
     schema = entry_schema(table.schema)
     read = pa.table(
         [
@@ -32,7 +33,7 @@ def entries(table: pa.Table, problems: Sequence[Problem], lost: Sequence[Lost]) 
             failed["_row"].cast(pa.int64()),
             pa.array([problem.annotation for problem in ordered], pa.string()),
             pa.array([problem.reason.value for problem in ordered], pa.string()),
-            pa.array([_printable(problem.detail) for problem in ordered], pa.string()),
+            pa.array([printable(problem.detail) for problem in ordered], pa.string()),
             _as_struct(failed, schema.field("input").type),
         ],
         schema=schema,
@@ -63,7 +64,7 @@ def _lost_entries(lost: Lost, schema: pa.Schema) -> pa.Table:
         rows = pa.array(np.arange(lost.first_row, lost.first_row + lost.rows, dtype=np.int64))
 
     def same(text: str) -> pa.Array:
-        return pa.repeat(pa.scalar(_printable(text), pa.string()), len(rows))
+        return pa.repeat(pa.scalar(printable(text), pa.string()), len(rows))
 
     nothing = pa.nulls(len(rows), schema.field("input").type)
     columns = [
@@ -77,13 +78,9 @@ def _lost_entries(lost: Lost, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text without lone surrogates (undecodable bytes of file names and messages), which Arrow refuses."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if _has_escapes(text) else text
-
-
-def _has_escapes(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
 
 
 def _as_struct(rows: pa.Table, struct: pa.StructType) -> pa.Array:

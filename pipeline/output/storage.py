@@ -226,11 +226,16 @@ class Store:
 
     def _cause(self, error: OSError) -> str:
         """The system's own words, and the free space where that is the matter."""
-        words = error.strerror or str(error)
+        words = words_of(error)
         if error.errno == errno.ENOSPC:
             with suppress(OSError):
                 return f"{words} ({shutil.disk_usage(self.root).free:,} bytes free)"
         return words
+
+
+def words_of(error: OSError) -> str:
+    """What the system says, without the path that Arrow puts around it."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _link(temporary: Path, target: Path, kind: str) -> None:

@@ -5,11 +5,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.output import failpoints
+from pipeline.errors import RunError
+from pipeline.output import failpoints, planfile
 from pipeline.output.failpoints import Armed, failpoint
+from pipeline.output.lease import Lease, sweep
+
+if TYPE_CHECKING:
+    from tests.pipeline.output.conftest import Small
 
 ARMED = "part.before_write"
 
@@ -65,3 +71,26 @@ def test_nothing_happens_unarmed() -> None:
 def test_a_wrong_definition_is_told(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Armed.parse(text, None)
+
+
+@pytest.mark.parametrize("name", failpoints.NAMES)
+def test_every_point_is_passed_by_a_run_that_follows_a_killed_one(
+    finished: "Small", monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    orphans = ("data/part-ff-1.parquet", "quarantine/part-ff-1.parquet", "metadata/tmp/1-ab")
+    for path in orphans:
+        finished.store.mark(path, b"left by a killed run")
+    unit = finished.plan.units[0]
+    previous = finished.receipt("a1")
+    monkeypatch.setattr(failpoints, "_armed", Armed(name, 1, "EIO", None))
+    finished.blank = {"a1": [1]}
+
+    def follow() -> None:
+        with Lease.acquire(finished.store, "r2") as lease:
+            sweep(finished.store, {"a1": previous}, lease.epoch)
+            planfile.save(finished.store, finished.plan)
+            finished.commit(unit, lease.epoch, finished.pairs(unit)[3:5], previous=previous)
+            finished.write_manifest()
+
+    with pytest.raises(RunError, match="Input/output error"):
+        follow()

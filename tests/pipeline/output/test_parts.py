@@ -168,7 +168,7 @@ def test_lost_rows_have_an_entry_each_and_lost_files_one(store: Store) -> None:
         ("b.parquet", 100),
         ("b.parquet", 101),
         ("b.parquet", 102),
-        ("c�.parquet", None),
+        ("c\N{REPLACEMENT CHARACTER}.parquet", None),
     ]
     assert [entry["input"] is None for entry in entries] == [False, True, True, True, True]
     assert (receipt.rows_read, receipt.rows_filtered, receipt.rows_out, receipt.rows_quarantined) == (10, 5, 1, 4)

@@ -1,0 +1,80 @@
+"""Tiny encoders of random weights, built once: every architecture and head is real, only small."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
+
+
+def _tokenizer(folder: Path, roberta: bool, max_tokens: int) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    start, pad, end, unknown = ("<s>", "<pad>", "</s>", "<unk>") if roberta else ("[CLS]", "[PAD]", "[SEP]", "[UNK]")
+    order = [start, pad, end, unknown] if roberta else [pad, unknown, start, end]
+    vocabulary = {word: number for number, word in enumerate([*order, *WORDS, *[f"##{word}" for word in WORDS]])}
+    backend = Tokenizer(WordPiece(vocabulary, unk_token=unknown))
+    backend.normalizer = BertNormalizer()
+    backend.pre_tokenizer = BertPreTokenizer()
+    special = [(start, vocabulary[start]), (end, vocabulary[end])]
+    backend.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=special)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        cls_token=start,
+        sep_token=end,
+        pad_token=pad,
+        unk_token=unknown,
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def make_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a model folder: `make_encoder("roberta", "ForSequenceClassification", num_labels=3)`."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "bert", head: str = "Model", max_tokens: int = 64, **options: Any) -> Path:
+        import torch
+        import transformers
+
+        key = repr((kind, head, max_tokens, sorted(options.items())))
+        if key in made:
+            return made[key]
+        roberta = kind == "roberta"
+        name = "Roberta" if roberta else "Bert"
+        config = getattr(transformers, f"{name}Config")(
+            vocab_size=4 + 2 * len(WORDS),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=max_tokens + (2 if roberta else 0),
+            initializer_range=0.4,
+            pad_token_id=1 if roberta else 0,
+            **options,
+        )
+        torch.manual_seed(7)
+        folder = tmp_path_factory.mktemp(kind)
+        transformers.logging.disable_progress_bar()
+        getattr(transformers, f"{name}{head}")(config).save_pretrained(folder)
+        _tokenizer(folder, roberta, max_tokens)
+        made[key] = folder
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Forty texts of 1 to 50 words, no two of one length side by side."""
+    return [
+        " ".join(WORDS[(row * 17 + word * 7) % len(WORDS)] for word in range(row * 23 % 50 + 1)) for row in range(40)
+    ]

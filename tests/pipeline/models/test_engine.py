@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.models.engine import forward_pieces
+from pipeline.quarantine import Reason
+
+PAD = 9
+POISON = 13
+
+
+def sums(input_ids_BL, attention_mask_BL):
+    """The sum and the number of a piece's real tokens; padding must not count."""
+    assert (input_ids_BL[attention_mask_BL == 0] == PAD).all()
+    return torch.stack([(input_ids_BL * attention_mask_BL).sum(1), attention_mask_BL.sum(1)], 1).float()
+
+
+def run(pieces, forward=sums, budget=20, about_to_run=None):
+    ids_P = [np.array(piece, np.int32) for piece in pieces]
+    return forward_pieces(
+        ids_P, forward, width=2, token_budget=budget, pad_id=PAD, device="cpu", about_to_run=about_to_run
+    )
+
+
+class Poisoned:
+    """Raises for every micro-batch that holds the poison."""
+
+    def __init__(self, fault):
+        self.fault = fault
+        self.calls = 0
+
+    def __call__(self, input_ids_BL, attention_mask_BL):
+        self.calls += 1
+        if (input_ids_BL == POISON).any():
+            raise self.fault
+        return sums(input_ids_BL, attention_mask_BL)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(20, 99), min_size=1, max_size=12), max_size=30), st.integers(1, 60))
+def test_rows_come_back_in_input_order(pieces, budget):
+    done = run(pieces, budget=budget)
+    assert done.values_PD.tolist() == [[sum(piece), len(piece)] for piece in pieces]
+    assert done.failures == {}
+    assert done.tokens == sum(map(len, pieces))
+
+
+def test_padding_is_counted():
+    assert run([[1, 1, 1], [2], [3, 3, 3, 3]], budget=100).padding_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "detail"),
+    [
+        (ValueError("no such thing\nsecond line"), Reason.MODEL_FAILED, "ValueError: no such thing"),
+        (MemoryError("16 GiB"), Reason.OUT_OF_MEMORY, "MemoryError: 16 GiB"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            Reason.OUT_OF_MEMORY,
+            "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), Reason.OUT_OF_MEMORY, "OutOfMemoryError: CUDA out of memory."),
+    ],
+)
+def test_the_piece_at_fault_fails_alone(fault, reason, detail):
+    pieces = [[1, 2], [3], [POISON, 1], [4, 4], [5]]
+    done = run(pieces, Poisoned(fault), budget=100)
+    assert {piece: (failure.reason, failure.detail) for piece, failure in done.failures.items()} == {
+        2: (reason, detail)
+    }
+    assert np.isnan(done.values_PD[2]).all()
+    others = [0, 1, 3, 4]
+    assert done.values_PD[others].tolist() == [[sum(pieces[piece]), len(pieces[piece])] for piece in others]
+
+
+def test_a_fault_among_many_costs_few_tries():
+    forward = Poisoned(ValueError("no"))
+    done = run([[1]] * 40 + [[POISON]] + [[2]] * 23, forward, budget=64)
+    assert list(done.failures) == [40]
+    assert forward.calls == 1 + 2 * 6  # halves of 64 down to 1
+
+
+def test_memory_that_suffices_for_half_a_micro_batch_fails_nobody():
+    def narrow(input_ids_BL, attention_mask_BL):
+        if len(input_ids_BL) > 2:
+            raise MemoryError
+        return sums(input_ids_BL, attention_mask_BL)
+
+    assert run([[1], [2], [3], [4], [5]], narrow, budget=100).failures == {}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_fail_their_piece_alone(number):
+    def broken(input_ids_BL, attention_mask_BL):
+        values_BD = sums(input_ids_BL, attention_mask_BL)
+        values_BD[(input_ids_BL == POISON).any(1), 0] = number
+        return values_BD
+
+    done = run([[1], [POISON], [3]], broken)
+    assert list(done.failures) == [1]
+    assert done.failures[1].reason == Reason.NON_FINITE_OUTPUT
+    assert done.failures[1].detail == "1 of 2 numbers that the model gave are not finite"
+    assert np.isnan(done.values_PD[1]).all()
+    assert done.values_PD[[0, 2]].tolist() == [[1, 1], [3, 1]]
+
+
+def test_each_try_is_told_before_it_runs():
+    told: list[list[int]] = []
+    forward = Poisoned(ValueError("no"))
+
+    def listen(pieces):
+        assert forward.calls == len(told)
+        told.append(list(pieces))
+
+    run([[1], [POISON], [2, 2]], forward, budget=6, about_to_run=listen)
+    assert told == [[2, 0, 1], [2], [0, 1], [0], [1]]
+
+
+def test_an_interrupt_ends_it():
+    with pytest.raises(KeyboardInterrupt):
+        run([[1], [POISON]], Poisoned(KeyboardInterrupt()))
+
+
+def test_a_device_that_broke_is_not_blamed_on_rows():
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        run([[1], [POISON]], Poisoned(torch.AcceleratorError("CUDA error: device-side assert triggered", 710)))
+
+
+def test_no_pieces_give_no_rows():
+    assert run([]).values_PD.shape == (0, 2)

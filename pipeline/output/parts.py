@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.corpus.selection import take_rows
 from pipeline.errors import CorpusmillError
 from pipeline.output.encoding import write_parquet
 from pipeline.output.epoch import check_fence
 from pipeline.output.layout import KIND_FOLDERS, part_path, receipt_path
 from pipeline.output.receipts import Kind, PartFile, Receipt, add, load
 from pipeline.output.rejects import entries
-from pipeline.output.selection import take
 from pipeline.output.storage import Store
 from pipeline.quarantine import Lost, Problem
 
@@ -103,7 +103,7 @@ def _write_files(store: Store, commit: UnitCommit) -> tuple[PartFile, ...]:
     table = pa.table(commit.table.select(commit.schema.names).columns, schema=commit.schema)
     good = np.ones(table.num_rows, np.bool_)
     good[[problem.row for problem in commit.problems]] = False
-    part = take(table.select(list(commit.columns)), np.flatnonzero(good))
+    part = take_rows(table.select(list(commit.columns)), np.flatnonzero(good))
     rejected = entries(table, commit.problems, commit.lost)
     outcome: tuple[tuple[Kind, pa.Table], ...] = (("data", part), ("quarantine", rejected))
     files = []

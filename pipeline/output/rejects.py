@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.output.selection import take
+from pipeline.corpus.selection import take_rows
 from pipeline.quarantine import Lost, Problem
 
 IDENTITY = ("_file", "_row")
@@ -25,7 +25,7 @@ def entries(table: pa.Table, problems: Sequence[Problem], lost: Sequence[Lost]) 
     Text that is not UTF-8 comes with U+FFFD in its place: DuckDB and polars refuse whole files otherwise.
     """
     ordered = sorted(problems, key=lambda problem: (problem.row, problem.annotation or "", problem.reason))
-    failed = take(table, [problem.row for problem in ordered]).combine_chunks()
+    failed = take_rows(table, [problem.row for problem in ordered]).combine_chunks()
     schema = entry_schema(table.schema)
     read = pa.table(
         [

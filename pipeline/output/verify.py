@@ -3,7 +3,8 @@
     report = verify("out/topics")
     report.faults        ("data/part-6f1c…-1.parquet: its digest is not the one in its receipt", …)
     report.unfinished    ("2 of 12 units have no receipt: …",)
-    report.sound         True where both are empty
+    report.finished      nothing is left to do
+    report.sound         finished, and no fault
 
 The input is not read.
 """
@@ -32,8 +33,9 @@ class Report:
     """What `verify` found; each fault is one sentence that names the file."""
 
     path: str
+    finished: bool
     faults: tuple[str, ...]
-    unfinished: tuple[str, ...]  # what a run of the same command would still do
+    unfinished: tuple[str, ...] = ()  # what a run of the same command would still do
     units_done: int = 0
     units_total: int = 0
     files: int = 0
@@ -41,11 +43,6 @@ class Report:
     rows_filtered: int = 0
     rows_out: int = 0
     rows_quarantined: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.unfinished
 
     @property
     def sound(self) -> bool:
@@ -61,7 +58,7 @@ def verify(path: str) -> Report:
     except OutputError as error:
         if not planfile.exists(store):
             raise
-        return Report(path, (f"{error}; without it nothing else can be proven",), ())
+        return Report(path, finished=False, faults=(f"{error}; without it nothing else can be proven",))
     receipts, damaged = load_all(store)
     faults = [*damaged, *(f"{PLAN}: two units claim the same rows of {file}" for file in overlaps(plan))]
     unfinished: list[str] = []
@@ -75,6 +72,7 @@ def verify(path: str) -> Report:
     sums = totals(done)
     return Report(
         path=path,
+        finished=not unfinished,
         faults=tuple(faults),
         unfinished=tuple(unfinished),
         units_done=len(done),

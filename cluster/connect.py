@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,25 +103,6 @@ class RayCluster:
                     "`ray start --head`, or use `local`"
                 ) from error
         self._logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
-
-
-@contextlib.contextmanager
-def quiet(log: Path) -> Iterator[None]:
-    """Standard error goes to a file inside the block: Ray's processes and C++ parts write there as they like.
-
-    Who wants to be read on the terminal writes to a duplicate that was made before.
-    """
-    sys.stderr.flush()
-    saved, shown = os.dup(2), sys.stderr
-    with log.open("a", buffering=1, encoding="utf-8", errors="replace") as file:
-        os.dup2(file.fileno(), 2)
-        sys.stderr = file
-        try:
-            yield
-        finally:
-            sys.stderr = shown
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 @contextlib.contextmanager

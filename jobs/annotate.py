@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.connect import RayCluster
 from cluster.placement import ClusterSettings
 from jobs import jobfile
+from jobs.complaints import choice
 from pipeline.errors import JobError
 from pipeline.job import AnnotateJob
 from pipeline.output import planfile
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.annotate import Outcome as RunOutcome
-
-ROWS_SHOWN = 8
-"""Annotated rows that a finished run shows."""
-
 
 class AnnotateFile(AnnotateJob):
     """A whole job file of kind `annotate`."""
@@ -52,22 +49,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> AnnotateFile:
     """The checked job of a file; JobError with all that is wrong with it."""
     document = jobfile.read(path, overrides)
     kind = document.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         known = ", ".join(KINDS)
         raise JobError(
             f"{path}: `kind` is missing; known: {known}"
             if kind is None
-            else f"{path}: kind: no kind {kind!r}; known: {known}"
+            else f"{path}: {choice(f'kind: {kind!r} is not allowed', str(kind), list(KINDS))}"
         )
     return jobfile.parse(document, KINDS[kind], path)
 
 
 def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
     """Run a job file to its end, or on from where an earlier run stopped; `began`: the process's start, monotonic."""
-    from pipeline.annotate import annotate  # `--help` and a wrong job file need none of it
-
     began = time.monotonic() if began is None else began
     job = load(path, overrides)
+    from pipeline.annotate import annotate  # a wrong job file is told before this is imported
+
     return _outcome(job, annotate(job, RayCluster(job.cluster), watcher, began))
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import CorpusmillError, Interrupted
+from pipeline.errors import CorpusmillError, Interrupted, RunError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CorpusmillError as error:
         # A message of several lines tells several errors; an indented line goes on with the one above.
         _complain("\n".join(line if line.startswith(" ") else f"error: {line}" for line in str(error).splitlines()))
+        for note in getattr(error, "__notes__", ()):
+            _complain(note)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last place that could tell it in words
         return _fault(error)
@@ -191,14 +193,21 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signatu
 
 @contextlib.contextmanager
 def _watched(phase: str | None = None) -> "Iterator[LiveBar | PlainLines]":
-    """Somebody looks on, on standard error; what libraries print goes there too, so that answers stay clean."""
+    """Somebody looks on, on standard error; what libraries print goes to a log, so that answers stay clean."""
     from jobs.display import watcher
+    from jobs.quiet import quiet
 
-    watching = watcher(sys.stderr)
-    with _interruptible(watching), watching, contextlib.redirect_stdout(sys.stderr):
-        if phase is not None:
-            watching.phase(phase)
-        yield watching
+    with quiet() as (terminal, log):
+        watching = watcher(terminal)
+        try:
+            with _interruptible(watching), watching, contextlib.redirect_stdout(sys.stderr):
+                if phase is not None:
+                    watching.phase(phase)
+                yield watching
+        except RunError as error:
+            if log.stat().st_size:
+                error.add_note(f"what Ray and other libraries had to say is in {log}")
+            raise
 
 
 @contextlib.contextmanager
@@ -240,8 +249,6 @@ def _fault(error: Exception) -> int:
 
 def _tell(outcome: "Outcome", as_json: bool) -> None:
     """Answer with what a run did, and end with its exit code."""
-    for note in outcome.notes:
-        _complain(f"note: {note}")
     if as_json:
         _say_json(outcome.summary)
     else:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.text import compile_text
 from pipeline.job import AnnotateJob
+from pipeline.output import planfile
 from pipeline.output.storage import Store
 
 ROWS_SHOWN = 8
@@ -32,19 +33,18 @@ def glance(
             column = f"{each.name}_label"
             if column in names:
                 counts[each.name] = _counted(store, [file["path"] for file in parts], column)
-    return rows.select(_worth_showing(job, first.schema_arrow)), counts
+    return rows.select(_worth_showing(job, planfile.load(store).schema, names)), counts
 
 
-def _worth_showing(job: AnnotateJob, schema: pa.Schema) -> list[str]:
+def _worth_showing(job: AnnotateJob, corpus: pa.Schema, names: list[str]) -> list[str]:
     """The columns that the texts come from, then what was added; the tokens and row identity are for machines."""
     texts: list[str] = []
     for each in job.annotations:
-        columns = compile_text(each.text, schema).columns if set(schema.names) else ()
-        texts += [name for name in columns if name in schema.names and name not in texts]
+        texts += [name for name in compile_text(each.text, corpus).columns if name in names and name not in texts]
     added = [
         name
         for each in job.annotations
-        for name in schema.names
+        for name in names
         if name.startswith(f"{each.name}_") and not name.endswith(("_tokens", "_truncated"))
     ]
     return [*texts, *dict.fromkeys(added)]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.corpus.plan import Unit
-from pipeline.corpus.source import filesystem_of
 from pipeline.errors import CorpusmillError, Interrupted, RunError
 from pipeline.job import AnnotateJob
 from pipeline.output import manifest as manifests
@@ -65,7 +64,7 @@ class Run:
             store=self.store,
             epoch=self.epoch,
             run_id=self.run_id,
-            read=read_plan(self.job, self.plan, filesystem_of(self.plan.root)),
+            read=read_plan(self.job, self.plan),
             annotations=specs(self.job, self.models, pins),
             carried=carried_columns(self.job, self.plan),
             added=added_columns(self.job, self.models),

@@ -87,6 +87,7 @@ class AnnotateJob(Settings):
     def pinned(self) -> dict[str, Any]:
         """The sections that must not change on an output, in canonical form; where the output lies may."""
         return {
+            "allow_code": self.allow_code,
             "corpus": self.corpus.model_dump(mode="json"),
             "annotations": [each.model_dump(mode="json") for each in self.annotations],
             "output": {"columns": self.output.columns},

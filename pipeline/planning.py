@@ -14,8 +14,9 @@ import pyarrow as pa
 from pipeline.annotator import AnnotationSpec, columns_of
 from pipeline.corpus.filter import parse_filter
 from pipeline.corpus.identity import IDENTITY
+from pipeline.corpus.listing import file_system
 from pipeline.corpus.plan import UnitBounds, plan_units
-from pipeline.corpus.reader import ReadPlan, matching, prune
+from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, list_files, open_corpus
 from pipeline.corpus.text import compile_text
@@ -125,6 +126,7 @@ def _rows_wanted(
             return None, 0, None
         rows = [fragment.rows for fragment in corpus.fragments]
         return None, 0, choose(rows, job.corpus.sample, job.corpus.seed)
+    from pipeline.corpus.pruning import matching, prune
     kept, pruned = prune(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter)
     if job.corpus.sample is None:
         return kept, pruned, None
@@ -189,14 +191,16 @@ def added_columns(job: AnnotateJob, models: Models) -> tuple[pa.Field, ...]:
     )
 
 
-def read_plan(job: AnnotateJob, plan: Plan, corpus_filesystem: pa.fs.FileSystem) -> ReadPlan:
+def read_plan(job: AnnotateJob, plan: Plan) -> ReadPlan:
     """What the readers of this plan's units need: the columns that are carried or rendered, and the filter."""
     carried = set(carried_columns(job, plan))
     texts = {name for each in job.annotations for name in compile_text(each.text, plan.schema).columns}
     wanted = [name for name in plan.schema.names if name in carried | texts]
+    paths = job.corpus.path
+    filesystem, _ = file_system(paths if isinstance(paths, str) else paths[0])
     sampled = job.corpus.sample is not None
     return ReadPlan(
-        filesystem=corpus_filesystem,
+        filesystem=filesystem,
         root=plan.root,
         schema=plan.schema,
         columns=tuple(wanted),

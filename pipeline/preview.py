@@ -14,7 +14,6 @@ from pipeline.annotate import corpus_root
 from pipeline.annotator import Annotator
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import ReadUnit, UnitReader
-from pipeline.corpus.source import filesystem_of
 from pipeline.job import AnnotateJob
 from pipeline.output.layout import check_output
 from pipeline.output.planfile import Plan
@@ -41,7 +40,7 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
     A column `quarantine` holds the reasons of the rows that failed, null elsewhere.
     """
     models, _, plan, _ = _planned(job, cluster)
-    table = _first_rows(UnitReader(read_plan(job, plan, filesystem_of(plan.root))), plan, rows)
+    table = _first_rows(UnitReader(read_plan(job, plan)), plan, rows)
     annotator = Annotator(specs(job, models, plan.annotations), table.table.schema)
     annotator.load()
     found = annotator.annotate(table.table, {problem.row for problem in table.problems})
@@ -105,7 +104,7 @@ def _first_rows(reader: UnitReader, plan: Plan, rows: int) -> ReadUnit:
 
 def _estimate(job: AnnotateJob, models: Models, plan: Plan, workers: Workers) -> Estimate | None:
     """Annotate some rows of the middle unit; None where there is no row to go by."""
-    reader = UnitReader(read_plan(job, plan, filesystem_of(plan.root)))
+    reader = UnitReader(read_plan(job, plan))
     sampled = next((found for found in _from_the_middle(reader, plan) if found.table.num_rows), None)
     if sampled is None:
         return None

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
-from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, blamed_rows, suspected_rows
+from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, Phase, blamed_rows, suspected_rows
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
@@ -104,9 +104,13 @@ def _killed_readers(order: Order, work: Work, deaths: int) -> ReadUnit:
     lost = []
     for span in order.unit.spans:
         fragment = order.fragments[span.fragment]
-        before = sum(group.rows for group in fragment.row_groups[: span.row_group])
         detail = f"{deaths} processes died while they read these rows, the last with nothing beside it"
-        lost.append(Lost(fragment.path, before + span.start, span.rows, Reason.KILLED_PROCESS, detail))
+        if span.row_group is None:
+            lost.append(Lost(fragment.path, None, None, Reason.KILLED_PROCESS, detail))
+            continue
+        before = sum(group.rows for group in fragment.row_groups[: span.row_group])
+        for row in span.selected or range(before + span.start, before + span.stop):
+            lost.append(Lost(fragment.path, row, 1, Reason.KILLED_PROCESS, detail))
     return ReadUnit(UnitReader(work.read).empty(), [], lost, order.unit.rows, 0)
 
 
@@ -205,6 +209,7 @@ class AnnotateStage:
 
     def _annotate(self, envelope: Envelope, attempt: Attempt) -> Envelope:
         table, deaths = envelope.rows, attempt.deaths
+        assert table is not None, "only read units are annotated"
         killers = set(range(table.num_rows)) if len(deaths) >= DEATHS_AT_MOST else blamed_rows(deaths, table.num_rows)
         at_fault = {each.row for each in envelope.problems} | killers
         if self.work.alone:
@@ -213,7 +218,7 @@ class AnnotateStage:
                     attempt.running("trial", [row])
                     self.annotator.annotate(table.slice(row, 1))
             attempt.running("whole", None)
-        phase = "whole" if self.work.alone else "stream"
+        phase: Phase = "whole" if self.work.alone else "stream"
         found = self.annotator.annotate(
             table, at_fault, (lambda rows: attempt.running(phase, rows)) if deaths else None
         )

@@ -1,0 +1,51 @@
+"""A terminal of one's own: what Ray's processes and C++ parts print goes to a log, our own words to the user.
+
+    with quiet() as (terminal, log):
+        print("planning", file=terminal)     # seen
+        ray.init()                           # its noise lies in `log`
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[tuple[TextIO, Path]]:
+    """Standard error is a log file inside the block; the stream that is given writes to where it went before.
+
+    A log that is empty afterwards is removed. Where standard error is no real file (a test's), nothing is redirected.
+    """
+    descriptor, name = tempfile.mkstemp(prefix="corpusmill-", suffix=".log")
+    log = Path(name)
+    try:
+        with _redirected(descriptor) as terminal:
+            yield terminal, log
+    finally:
+        os.close(descriptor)
+        if log.stat().st_size == 0:
+            log.unlink()
+
+
+@contextlib.contextmanager
+def _redirected(log: int) -> Iterator[TextIO]:
+    shown = sys.stderr
+    try:
+        if shown.fileno() != 2:
+            raise OSError
+        shown.flush()
+        saved = os.dup(2)
+    except OSError:  # closed, or a stand-in without a descriptor
+        yield shown
+        return
+    with os.fdopen(saved, "w", encoding=shown.encoding, errors="backslashreplace", buffering=1) as terminal:
+        os.dup2(log, 2)
+        try:
+            yield terminal
+        finally:
+            shown.flush()
+            os.dup2(terminal.fileno(), 2)

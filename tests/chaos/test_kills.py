@@ -1,0 +1,193 @@
+"""Killed at any write and at any moment, the same command goes on, and the output is an undisturbed run's.
+
+`CORPUSMILL_KILLS=100` runs as many kills as a release wants; the default is what CI has time for.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.output.failpoints import NAMES
+from pipeline.output.verify import verify
+
+KILLS = int(os.environ.get("CORPUSMILL_KILLS", "8"))
+UNITS, ROWS_A_UNIT = 24, 40
+IN_FLIGHT = 2 * 2 + 2 + 2  # two units for each of two actors, and those being read and committed
+COUNTING = Path(__file__).with_name("counting.py")
+
+
+class Job:
+    """One job on one output, and the processes that run it."""
+
+    def __init__(self, folder: Path, corpus: Path, pause: float) -> None:
+        self.folder, self.output, self.log = folder, folder / "out", folder / "computed.log"
+        self.file, self.counter = folder / "job.yaml", folder / "failpoint.counter"
+        folder.mkdir()
+        annotation = {"name": "size", "task": str(COUNTING), "text": "text", "log": str(self.log), "pause": pause}
+        job = {
+            "kind": "annotate",
+            "allow_code": True,
+            "corpus": {"path": str(corpus)},
+            "annotations": [annotation],
+            "output": {"path": str(self.output)},
+            "cluster": {"actors": 2},
+        }
+        self.file.write_text(yaml.safe_dump(job))
+
+    def start(self, failpoint: str | None = None) -> subprocess.Popen[str]:
+        environment = dict(os.environ)
+        if failpoint is not None:
+            self.counter.unlink(missing_ok=True)
+            environment |= {"CORPUSMILL_FAILPOINT": failpoint, "CORPUSMILL_FAILPOINT_COUNTER": str(self.counter)}
+        command = [str(Path(sys.executable).with_name("corpusmill")), "run", str(self.file), "--json"]
+        return subprocess.Popen(
+            command, env=environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def receipts(self) -> int:
+        return len(list(self.output.glob("metadata/receipts/*.json")))
+
+    def computed(self) -> int:
+        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+    def rows(self) -> list[tuple[object, ...]]:
+        pattern = f"{self.output}/data/**/*.parquet"
+        query = f"SELECT * FROM read_parquet('{pattern}', hive_partitioning=true) ORDER BY _file, _row"
+        return duckdb.sql(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for unit in range(UNITS):
+        inside = folder / f"shard={unit:02}"
+        inside.mkdir()
+        texts = [f"text {row} of shard {unit}" + " and more" * (row % 3) for row in range(ROWS_A_UNIT)]
+        texts[3] = "please FAIL" if unit % 5 == 0 else texts[3]
+        pq.write_table(pa.table({"text": texts, "number": list(range(ROWS_A_UNIT))}), inside / "a.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    job = Job(tmp_path_factory.mktemp("undisturbed") / "job", corpus, pause=0.0)
+    process = job.start()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(job.rows()) == UNITS * ROWS_A_UNIT - 5
+    return job.rows()
+
+
+def test_any_number_of_kills_leaves_the_output_of_an_undisturbed_run(
+    corpus: Path, undisturbed: list[tuple[object, ...]], tmp_path: Path
+) -> None:
+    chance = random.Random(20261121)
+    kills = outputs = 0
+    while kills < KILLS:
+        outputs += 1
+        job = Job(tmp_path / f"job-{outputs}", corpus, pause=0.15)
+        killed = _run_to_the_end(job, chance, KILLS - kills)
+        kills += killed
+        assert job.rows() == undisturbed
+        assert job.computed() <= UNITS + killed * IN_FLIGHT
+        report = verify(str(job.output))
+        assert (report.faults, report.finished) == ([], True)
+
+
+def _run_to_the_end(job: Job, chance: random.Random, kills_left: int) -> int:
+    """Kill run after run of one job until one comes to its end; the kills that hit."""
+    kills = before = 0
+    while True:
+        failpoint, kill = _choose(chance) if kills < kills_left else (None, _nobody)
+        process = job.start(failpoint)
+        kills += kill(job, process, chance)
+        output, errors = process.communicate(timeout=180)
+        assert "Traceback" not in errors
+        if process.returncode == 0:
+            assert json.loads(output.splitlines()[-1])["units_skipped"] >= before
+            return kills
+        assert process.returncode == -signal.SIGKILL, errors
+        assert job.receipts() >= before
+        before = job.receipts()
+
+
+Kill = Callable[[Job, subprocess.Popen[str], random.Random], bool]
+"""Wait for the moment and kill; whether somebody was hit."""
+
+
+def _choose(chance: random.Random) -> tuple[str | None, Kill]:
+    """A point of a write, or a moment and whom to hit."""
+    if chance.random() < 0.5:
+        nth = chance.randint(1, 12)
+        return f"{chance.choice(NAMES)}:{nth}:kill", partial(_at_failpoint, nth)
+    return None, chance.choice([_driver, _worker(r"Map\(|MapWorker|AnnotateBlocks"), _worker(r".")])
+
+
+def _nobody(job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
+    return False
+
+
+def _at_failpoint(nth: int, job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
+    while process.poll() is None and (not job.counter.exists() or job.counter.stat().st_size < nth):
+        time.sleep(0.02)
+    return job.counter.exists() and job.counter.stat().st_size >= nth
+
+
+def _driver(job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
+    if not _wait_for_receipts(job, process, chance):
+        return False
+    process.kill()
+    return True
+
+
+def _worker(name: str) -> Kill:
+    def kill(job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
+        if not _wait_for_receipts(job, process, chance):
+            return False
+        workers = [pid for pid, title in _descendants(process.pid) if re.search(rf"^ray::.*({name})", title)]
+        if not workers:
+            return False
+        os.kill(chance.choice(workers), signal.SIGKILL)
+        return True
+
+    return kill
+
+
+def _wait_for_receipts(job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Until some more receipts stand; False where the run ended before."""
+    wanted = min(UNITS - 1, job.receipts() + chance.randint(0, UNITS // 2))
+    while job.receipts() < wanted:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    time.sleep(chance.random() * 0.3)
+    return process.poll() is None
+
+
+def _descendants(root: int) -> list[tuple[int, str]]:
+    """(pid, title) of every process below one, by /proc."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    entries = [line.split(None, 2) for line in listed.splitlines()]
+    children: dict[int, list[tuple[int, str]]] = {}
+    for pid, parent, *title in entries:
+        children.setdefault(int(parent), []).append((int(pid), title[0] if title else ""))
+    found, waiting = [], [root]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += [pid for pid, _ in below]
+    return found

@@ -65,7 +65,7 @@ def load(
             raise ModelError(f"model {pinned.ref!r}: its tokenizer cannot be loaded: {_one_line(fault)}") from fault
     try:
         module = module.to(device).eval()
-    except RuntimeError as fault:
+    except Exception as fault:
         raise ModelError(f"model {pinned.ref!r} cannot be moved to {device}: {_one_line(fault)}") from fault
     return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget)
 

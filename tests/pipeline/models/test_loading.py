@@ -126,3 +126,16 @@ def test_loading_is_silent_and_leaves_the_librarys_voice_as_it_was(make_encoder,
     assert capfd.readouterr() == ("", "")
     assert transformers.logging.get_verbosity() == transformers.logging.WARNING
     assert transformers.logging.is_progress_bar_enabled()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_told(make_encoder):
+    with pytest.raises(ModelError, match=r"cannot be moved to cuda: \w+: "):
+        load(
+            pin(ModelSettings(ref=str(make_encoder()))),
+            "AutoModel",
+            dtype="float32",
+            device="cuda",
+            threads=1,
+            token_budget=512,
+        )

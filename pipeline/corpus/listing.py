@@ -91,11 +91,9 @@ def walk(filesystem: fs.FileSystem, folder: str) -> Found:
 
 def matching_pattern(pattern: str) -> re.Pattern[str]:
     """A glob (`*`, `?`, `[a-z]`, `[!a-z]`, `**`) as a regular expression over a path or a folder on its way."""
-    parts = []
-    for place, part in enumerate(pattern.split("/")):
-        slash = "/" if place else ""
-        parts.append(f"(?:{slash}[^/]+)*" if part == "**" else slash + _segment(part))
-    return re.compile("".join(parts))
+    *folders, last = pattern.split("/")
+    regex = "".join("(?:[^/]+/)*" if part == "**" else _segment(part) + "/" for part in folders)
+    return re.compile(regex + ("[^/]+(?:/[^/]+)*" if last == "**" else _segment(last)))
 
 
 def has_wildcard(text: str) -> bool:

@@ -124,7 +124,10 @@ def _guarantee(fragment: Fragment, schema: pa.Schema) -> Any:
 def _groups(
     fragment: ds.ParquetFileFragment, schema: pa.Schema, bounded: Sequence[pa.Field], row_filter: RowFilter
 ) -> tuple[int, ...] | None:
-    """The row groups that may match by their statistics; None where these cannot tell."""
+    """The row groups that may match by their statistics; None where these cannot tell.
+
+    Arrow keeps a row group whose column has nulls: its bounds say nothing of them.
+    """
     try:
         physical = fragment.physical_schema
         for field in bounded:

@@ -76,7 +76,6 @@ class Corpus:
 class _Item:
     """What one path of a list means; its files have full paths."""
 
-    filesystem: fs.FileSystem
     root: str
     files: Sequence[ListedFile]
     others: Sequence[str] = ()
@@ -85,10 +84,11 @@ class _Item:
 def list_files(settings: CorpusSettings) -> Listing:
     """Find the files of a corpus without opening them. Raises CorpusError where a path means none."""
     paths = [settings.path] if isinstance(settings.path, str) else settings.path
-    items = [_item(path) for path in paths]
-    filesystem = items[0].filesystem
-    if any(item.filesystem != filesystem for item in items):
+    places = [file_system(path) for path in paths]
+    filesystem = places[0][0]
+    if any(each != filesystem for each, _ in places):
         raise CorpusError(f"corpus.path mixes file systems: {', '.join(paths)}; a corpus lies on one")
+    items = [_item(filesystem, full, path) for (_, full), path in zip(places, paths, strict=True)]
     root = posixpath.commonpath([item.root for item in items])
     files = {file.path: file for item in items for file in item.files}
     others = sorted({other for item in items for other in item.others})
@@ -125,8 +125,7 @@ def open_corpus(settings: CorpusSettings) -> Corpus:
 # ----------------------------------------------------------------------------------------------------- what a path is
 
 
-def _item(path: str) -> _Item:
-    filesystem, full = file_system(path)
+def _item(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
     if has_wildcard(full) and _type(filesystem, full) == fs.FileType.NotFound:
         return _glob(filesystem, full, path)
     kind = _type(filesystem, full)
@@ -134,7 +133,7 @@ def _item(path: str) -> _Item:
         return _folder(filesystem, full, path)
     if kind == fs.FileType.NotFound and not os.path.islink(full):  # noqa: PTH114 - a link to nowhere is a file to tell of
         raise CorpusError(f"corpus.path '{path}' matches nothing: {_nearest(filesystem, full)}")
-    return _Item(filesystem, posixpath.dirname(full), [look(filesystem, full)])
+    return _Item(posixpath.dirname(full), [look(filesystem, full)])
 
 
 def _type(filesystem: fs.FileSystem, path: str) -> fs.FileType:
@@ -147,31 +146,31 @@ def _type(filesystem: fs.FileSystem, path: str) -> fs.FileType:
 
 
 def _folder(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
-    if _type(filesystem, f"{full}/metadata/plan.json") == fs.FileType.File:
+    if _type(filesystem, posixpath.join(full, "metadata/plan.json")) == fs.FileType.File:
         return _output(filesystem, full, path)
     found = walk(filesystem, full)
     if not found.files:
         raise CorpusError(_nothing_in(full, path, found))
-    return _Item(filesystem, full, found.files, found.others)
+    return _Item(full, found.files, found.others)
 
 
 def _output(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
     """An output of ours: the parts that its receipts name, since others may be of an undone or killed unit."""
-    data = f"{full}/data"
-    if _type(filesystem, f"{full}/metadata/receipts") != fs.FileType.Directory:
+    data, receipts = posixpath.join(full, "data"), posixpath.join(full, "metadata/receipts")
+    if _type(filesystem, receipts) != fs.FileType.Directory:
         found = walk(filesystem, data) if _type(filesystem, data) == fs.FileType.Directory else Found()
         if not found.files:
             raise CorpusError(f"corpus.path '{path}' is an output of corpusmill that has no parts yet")
-        return _Item(filesystem, data, found.files, found.others)
-    selector = fs.FileSelector(f"{full}/metadata/receipts")
-    receipts = [info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".json")]
+        return _Item(data, found.files, found.others)
+    infos = filesystem.get_file_info(fs.FileSelector(receipts))
+    written = [info.path for info in infos if info.path.endswith(".json")]
     with ThreadPoolExecutor(THREADS) as pool:
         parts = sorted(
-            {part for named in pool.map(lambda receipt: _parts(filesystem, receipt), receipts) for part in named}
+            {part for named in pool.map(lambda receipt: _parts(filesystem, receipt), written) for part in named}
         )
         if not parts:
             raise CorpusError(f"corpus.path '{path}' is an output of corpusmill that has no parts yet")
-        return _Item(filesystem, data, list(pool.map(lambda part: look(filesystem, f"{full}/{part}"), parts)))
+        return _Item(data, list(pool.map(lambda part: look(filesystem, posixpath.join(full, part)), parts)))
 
 
 def _parts(filesystem: fs.FileSystem, receipt: str) -> list[str]:
@@ -210,7 +209,7 @@ def _glob(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
             + (f", for example {_below(root, found.files[0].path)}" if found.files else "")
             + (f"; {_counted(others)} matched but do not end in {_endings()}" if others else "")
         )
-    return _Item(filesystem, root, files, others)
+    return _Item(root, files, others)
 
 
 # ----------------------------------------------------------------------------------------------------------- messages

@@ -75,7 +75,12 @@ def open_parquet(
     """
     try:
         parquet = pq.ParquetFile(
-            path, filesystem=filesystem, metadata=metadata, page_checksum_verification=checked, pre_buffer=False
+            path,
+            filesystem=filesystem,
+            metadata=metadata,
+            page_checksum_verification=checked,
+            pre_buffer=False,
+            buffer_size=2**20,
         )
         if metadata is None:
             _check_footer(parquet)

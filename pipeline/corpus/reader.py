@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.fs as fs
@@ -30,7 +31,16 @@ from pipeline.quarantine import Lost, Problem, Reason
 FOOTERS_KEPT = 4
 """Parsed footers that a process keeps: a file of 2,000 row groups is read by one unit after the other."""
 
-_footers: OrderedDict[tuple[str, str, str], pq.FileMetaData] = OrderedDict()
+
+@dataclass(frozen=True, slots=True)
+class _Footer:
+    """A parsed footer; `ends_G`: behind the last row of each of its G row groups."""
+
+    metadata: pq.FileMetaData
+    ends_G: tuple[int, ...]
+
+
+_footers: OrderedDict[tuple[str, str, str], _Footer] = OrderedDict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,36 +145,46 @@ class UnitReader:
         problem = _gone(listed) if accept_changed else _gone(listed) or _changed(listed, fragment)
         if problem is None:
             try:
-                with self._open(path, listed) as parquet:
-                    self._file(parquet, span, fragment, listed, collected)
-                    return
+                parquet, ends_G = self._open(path, listed)
+                with parquet:
+                    self._file(parquet, ends_G, span, fragment, listed, collected)
+                return
             except UnreadableFileError as error:
                 problem = error.reason, error.detail
             except CorpusError as error:  # a doubled column
                 problem = Reason.FILE_CHANGED, str(error)
         collected.lose(fragment.path, wanted, *problem)
 
-    def _open(self, path: str, listed: ListedFile) -> pq.ParquetFile:
+    def _open(self, path: str, listed: ListedFile) -> tuple[pq.ParquetFile, tuple[int, ...]]:
+        """The open file, and where its row groups end."""
         key = (self._plan.filesystem.type_name, path, listed.fingerprint)
-        parquet = open_parquet(self._plan.filesystem, path, _footers.get(key), checked=True)
-        if key not in _footers:
+        known = _footers.get(key)
+        parquet = open_parquet(self._plan.filesystem, path, known and known.metadata, checked=True)
+        if known is None:
             check_names(parquet.schema_arrow, path)
-            _footers[key] = parquet.metadata
+            groups = row_groups_of(parquet.metadata)
+            known = _Footer(parquet.metadata, tuple(accumulate(group.rows for group in groups)))
+        _footers[key] = known
         _footers.move_to_end(key)
         while len(_footers) > FOOTERS_KEPT:
             _footers.popitem(last=False)
-        return parquet
+        return parquet, known.ends_G
 
     def _file(
-        self, parquet: pq.ParquetFile, span: Span, fragment: Fragment, listed: ListedFile, collected: _Collected
+        self,
+        parquet: pq.ParquetFile,
+        ends_G: tuple[int, ...],
+        span: Span,
+        fragment: Fragment,
+        listed: ListedFile,
+        collected: _Collected,
     ) -> None:
         """The rows of a span from its open file."""
-        groups = row_groups_of(parquet.metadata)
-        rows = sum(group.rows for group in groups)
+        rows = ends_G[-1] if ends_G else 0
         wanted = _wanted(span, fragment)
         if wanted is None:
             wanted = range(rows)
-        for piece in pieces_of(groups, wanted):
+        for piece in pieces_of(ends_G, wanted):
             self._piece(parquet, piece, fragment, listed, collected)
         beyond = wanted[bisect_left(wanted, rows) :]
         collected.lose(fragment.path, beyond, Reason.FILE_CHANGED, f"the file has only {rows} rows now")

@@ -4,7 +4,7 @@ Piece(group=2, first=8192, start=1024, stop=2048)                       1,024 ro
 Piece(group=2, first=8192, start=7, stop=90, selected=(8199, 8281))     two rows of a sample, by their file positions
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.plan import RowGroup
 from pipeline.corpus.selection import take_rows
 
 _BATCH_BYTES = 16 * 2**20  # uncompressed, of all columns: what is decoded at once where a row group is divided
@@ -46,19 +45,22 @@ class Piece:
         return np.asarray(self.positions, dtype=np.int64)
 
 
-def pieces_of(groups: Sequence[RowGroup], wanted: Sequence[int]) -> list[Piece]:
-    """The pieces of a file with these row groups that hold the wanted rows: a range, or sorted file positions.
+def pieces_of(ends_G: Sequence[int], wanted: Sequence[int]) -> list[Piece]:
+    """The pieces of a file that hold the wanted rows: a range, or ascending file positions.
 
-    Rows beyond the file's end are in no piece.
+    `ends_G`: for each of G row groups the file position behind its last row. Rows beyond the file's end are in no
+    piece. Only row groups that hold wanted rows are looked at: a file may have thousands.
     """
-    pieces, begin = [], 0
-    for number, group in enumerate(groups):
-        end = begin + group.rows
-        inside = wanted[bisect_left(wanted, begin) : bisect_left(wanted, end)]
-        if inside:
-            chosen = None if isinstance(wanted, range) else tuple(inside)
-            pieces.append(Piece(number, begin, inside[0] - begin, inside[-1] - begin + 1, chosen))
-        begin = end
+    pieces, taken = [], 0
+    while taken < len(wanted):
+        number = bisect_right(ends_G, wanted[taken])
+        if number == len(ends_G):
+            break
+        begin = ends_G[number - 1] if number else 0
+        inside = wanted[taken : bisect_left(wanted, ends_G[number])]
+        chosen = None if isinstance(wanted, range) else tuple(inside)
+        pieces.append(Piece(number, begin, inside[0] - begin, inside[-1] - begin + 1, chosen))
+        taken += len(inside)
     return pieces
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -71,14 +72,17 @@ class RayCluster:
             yield ray
             return
         handler = signal.getsignal(signal.SIGTERM) if _main_thread() else None
-        with _neutral_folder():
-            self._start(ray)
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)  # Ray put its own there
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+        # Ray puts the driver's current folder on its workers' path, where a user's own `pipeline.py` or `jobs/` would
+        # shadow ours. An embedded Ray's processes go on living in that folder, so it lasts as long as they do.
+        with tempfile.TemporaryDirectory(prefix="corpusmill-empty-", ignore_cleanup_errors=True) as empty:
+            with contextlib.chdir(empty):
+                self._start(ray)
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)  # Ray put its own there
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
 
     def _start(self, ray: ModuleType) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
@@ -105,25 +109,7 @@ class RayCluster:
         self._logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
 
 
-@contextlib.contextmanager
-def _neutral_folder() -> Iterator[None]:
-    """An empty current folder while Ray starts.
-
-    Ray puts the driver's current folder on its workers' path, where a user's own `pipeline.py` or `jobs/` would
-    shadow ours.
-    """
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="corpusmill-") as empty:
-        os.chdir(empty)
-        try:
-            yield
-        finally:
-            os.chdir(before)
-
-
 def _main_thread() -> bool:
-    import threading
-
     return threading.current_thread() is threading.main_thread()
 
 

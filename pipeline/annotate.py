@@ -210,7 +210,7 @@ def finish(run: Run, tally: Tally, skipped: int) -> Outcome:
 
 
 def _over_limit(run: Run) -> bool:
-    return over_limit(run.job.limits, run.receipts.values(), run.plan.fragments, run.plan.rows)
+    return over_limit(run.job.limits, run.receipts, run.plan)
 
 
 def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:

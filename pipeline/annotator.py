@@ -16,6 +16,7 @@ from pipeline.corpus.text import TextSource, compile_text
 from pipeline.models.reference import PinnedModel
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem
+from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, AnnotationSettings, Failure, Task, Texts
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _render(
 
 def _annotate_one(task: Task, rendered: _Rendered, rows: int, found: Annotations) -> None:
     settings: AnnotationSettings = task.config
-    annotation = task.annotate(rendered.texts)
+    annotation = annotate_surviving(task, rendered.texts)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}
     found.columns |= _over_all_rows(task, annotation, rendered.rows_R, rows)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline.corpus.plan import Fragment
 from pipeline.job import Limits
+from pipeline.output.planfile import Plan
 from pipeline.output.receipts import Receipt
 from pipeline.progress import Snapshot
 
@@ -56,6 +57,7 @@ class Tally:
     units_done: int = 0
     rows_done: int = 0
     rows_before: int = 0
+    rows_first: int = 0  # of this run's first receipt
     rows_quarantined: int = 0
     tokens: int = 0
     padding_tokens: int = 0
@@ -77,12 +79,19 @@ class Tally:
         self.padding_tokens += receipt.padding_tokens
         if told.get("actor") is not None:
             seconds, since_ready = float(str(told["seconds"])), float(str(told["since_ready"]))
+            if self.pace.first is None:
+                self.rows_first = receipt.rows_read
             self.pace.took(arrived, str(told["actor"]), seconds, since_ready, receipt.tokens)
+
+    def _eta(self, now: float) -> float | None:
+        """By the rows since the first receipt: what came before was starting up. By all of this run's until then."""
+        rows, seconds = self.rows_done - self.rows_before, now - self.began
+        if self.pace.first is not None and rows > self.rows_first:
+            rows, seconds = rows - self.rows_first, now - self.pace.first
+        return (self.rows_total - self.rows_done) * seconds / rows if rows else None
 
     def snapshot(self, now: float) -> Snapshot:
         """How far the run is."""
-        worked, seconds = self.rows_done - self.rows_before, now - self.began
-        left = self.rows_total - self.rows_done
         return Snapshot(
             units_done=self.units_done,
             units_total=self.units_total,
@@ -92,31 +101,30 @@ class Tally:
             tokens=self.tokens,
             padding_tokens=self.padding_tokens,
             tokens_per_second=self.pace.tokens_per_second(),
-            eta_seconds=left * seconds / worked if worked else None,
+            eta_seconds=self._eta(now),
         )
 
 
-def over_limit(limits: Limits, receipts: Iterable[Receipt], fragments: Iterable[Fragment], rows_planned: int) -> bool:
+def over_limit(limits: Limits, receipts: Mapping[str, Receipt], plan: Plan) -> bool:
     """Whether more is quarantined than the job allows.
 
-    A file of unknown length counts with the rows that its size lets expect.
+    A file of unknown length, unreadable to this day, counts with the rows that its size lets expect.
     """
-    quarantined = sum(receipt.rows_quarantined for receipt in receipts)
-    unknown = _rows_expected(fragments)
+    unreadable = [
+        plan.fragments[unit.spans[0].fragment]
+        for unit in plan.units
+        if unit.spans[0].row_group is None and unit.id in receipts and receipts[unit.id].spans is None
+    ]
+    unknown = _rows_expected(plan.fragments, unreadable)
+    quarantined = sum(receipt.rows_quarantined for receipt in receipts.values()) + unknown
     if isinstance(limits.max_quarantined, int):
-        return quarantined + unknown > limits.max_quarantined
-    planned = rows_planned + unknown
-    return planned > 0 and (quarantined + unknown) / planned > limits.max_quarantined
+        return quarantined > limits.max_quarantined
+    planned = plan.rows + unknown
+    return planned > 0 and quarantined / planned > limits.max_quarantined
 
 
-def _rows_expected(fragments: Iterable[Fragment]) -> int:
-    """Rows that files with unreadable footers probably hold: as many a byte as their neighbours, at least one each."""
-    known_rows = known_bytes = 0
-    unreadable: list[int] = []
-    for fragment in fragments:
-        if fragment.problem is None:
-            known_rows, known_bytes = known_rows + fragment.rows, known_bytes + fragment.size
-        else:
-            unreadable.append(fragment.size)
-    rate = known_rows / known_bytes if known_bytes else 0.0
-    return sum(max(1, round(size * rate)) for size in unreadable)
+def _rows_expected(known: Iterable[Fragment], unreadable: Iterable[Fragment]) -> int:
+    """Rows that unreadable files probably hold: as many a byte as the others, at least one each."""
+    rows = sum(fragment.rows for fragment in known)
+    size = sum(fragment.size for fragment in known if fragment.problem is None)
+    return sum(max(1, round(fragment.size * rows / size) if size else 0) for fragment in unreadable)

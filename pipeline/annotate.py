@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.corpus.plan import Unit
 from pipeline.errors import CorpusmillError, Interrupted, RunError
 from pipeline.job import AnnotateJob
 from pipeline.output import manifest as manifests
@@ -65,6 +64,7 @@ class Run:
             epoch=self.epoch,
             run_id=self.run_id,
             read=read_plan(self.job, self.plan),
+            fragments=self.plan.fragments,
             annotations=specs(self.job, self.models, pins),
             carried=carried_columns(self.job, self.plan),
             added=added_columns(self.job, self.models),
@@ -107,7 +107,7 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
         run = _open(job, cluster, models, store, lease.epoch, run_id, began)
         for note in run.notes:
             watcher.note(note)
-        orders = [order(run.plan, unit) for unit in run.plan.units if unit.id not in run.receipts]
+        orders = [Order(unit) for unit in run.plan.units if unit.id not in run.receipts]
         skipped = len(run.plan.units) - len(orders)
         tally = compute(run, orders, cluster, watcher)
         return finish(run, tally, skipped)
@@ -132,11 +132,6 @@ def _open(
         store.delete(why.split(":")[0])
     notes += sweep(store, standing, epoch)
     return Run(job, store, models, plan, pinned_device(plan, workers), epoch, run_id, standing, began, notes)
-
-
-def order(plan: Plan, unit: Unit, retry: bool = False) -> Order:
-    """What the readers need to know of one unit."""
-    return Order(unit, {span.fragment: plan.fragments[span.fragment] for span in unit.spans}, retry)
 
 
 def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -> Tally:

@@ -88,6 +88,7 @@ class Annotator:
             from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
 
             pinned = spec.pinned
+            assert pinned.dtype is not None, "a pinned model has a dtype"
             key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget)
             if key not in held:
                 held[key] = load(

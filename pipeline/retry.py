@@ -5,7 +5,7 @@ Repaired files are read as they are now; `max_chars`, `max_tokens` and `errors` 
 
 import time
 
-from pipeline.annotate import Outcome, Run, compute, finish, new_run_id, order
+from pipeline.annotate import Outcome, Run, compute, finish, new_run_id
 from pipeline.errors import ModelError, OutputError
 from pipeline.job import AnnotateJob
 from pipeline.output import planfile, receipts
@@ -13,6 +13,7 @@ from pipeline.output.lease import Lease, sweep
 from pipeline.output.storage import Store
 from pipeline.planning import models_changed, pin_models, pinned_device, place
 from pipeline.progress import Watcher
+from pipeline.stages import Order
 from pipeline.workers import Cluster
 
 MAY_CHANGE = ("max_chars", "max_tokens", "errors")
@@ -44,6 +45,6 @@ def retry(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | N
         notes = sweep(store, standing, lease.epoch)
         workers = pinned_device(plan, place(cluster, models))
         run = Run(job, store, models, plan, workers, lease.epoch, run_id, standing, began, list(notes))
-        orders = [order(plan, unit, retry=True) for unit in plan.units if standing[unit.id].reasons]
+        orders = [Order(unit, retry=True) for unit in plan.units if standing[unit.id].reasons]
         tally = compute(run, orders, cluster, watcher)
         return finish(run, tally, len(plan.units) - len(orders))

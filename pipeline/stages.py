@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +24,7 @@ from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, Phase,
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
+from pipeline.corpus.selection import take_rows
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.output.parts import UnitCommit, commit_unit
@@ -37,12 +39,13 @@ LOADS_AT_MOST = 3
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All that the stages of one run share: picklable, a few kilobytes."""
+    """All that the stages of one run share: picklable, and brought to each process once."""
 
     store: Store
     epoch: int
     run_id: str
     read: ReadPlan
+    fragments: tuple[Fragment, ...]
     annotations: tuple[AnnotationSpec, ...]
     carried: tuple[str, ...]  # the corpus's columns that the parts keep
     added: tuple[pa.Field, ...]  # the columns of all annotations
@@ -57,7 +60,6 @@ class Order:
     """One unit to compute; a retry computes only the rows of it that stand in no part yet."""
 
     unit: Unit
-    fragments: Mapping[int, Fragment]
     retry: bool = False
 
 
@@ -82,11 +84,15 @@ def read(order: Order, work: Work) -> Envelope:
         if len(attempt.deaths) > DEATHS_BESIDE_OTHERS:
             found = _killed_readers(order, work, len(attempt.deaths))
         else:
-            found = UnitReader(work.read).read(unit, order.fragments, accept_changed=order.retry)
+            found = UnitReader(work.read).read(unit, _fragments(order, work), accept_changed=order.retry)
         attempt.end()
         return _sealed(order, found) if not order.retry else _mend(order, found, work.store)
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return fatal(unit.id, error)
+
+
+def _fragments(order: Order, work: Work) -> dict[int, Fragment]:
+    return {span.fragment: work.fragments[span.fragment] for span in order.unit.spans}
 
 
 def _sealed(order: Order, found: ReadUnit) -> Envelope:
@@ -103,14 +109,14 @@ def _sealed(order: Order, found: ReadUnit) -> Envelope:
 def _killed_readers(order: Order, work: Work, deaths: int) -> ReadUnit:
     lost = []
     for span in order.unit.spans:
-        fragment = order.fragments[span.fragment]
+        fragment = work.fragments[span.fragment]
         detail = f"{deaths} processes died while they read these rows, the last with nothing beside it"
         if span.row_group is None:
             lost.append(Lost(fragment.path, None, None, Reason.KILLED_PROCESS, detail))
             continue
         before = sum(group.rows for group in fragment.row_groups[: span.row_group])
-        for row in span.selected or range(before + span.start, before + span.stop):
-            lost.append(Lost(fragment.path, row, 1, Reason.KILLED_PROCESS, detail))
+        rows = span.selected or range(before + span.start, before + span.stop)
+        lost += [Lost(fragment.path, row, 1, Reason.KILLED_PROCESS, detail) for row in rows]
     return ReadUnit(UnitReader(work.read).empty(), [], lost, order.unit.rows, 0)
 
 
@@ -142,7 +148,7 @@ def without(found: ReadUnit, standing: Mapping[str, set[int]]) -> ReadUnit:
     place_of = {row: place for place, row in enumerate(kept)}
     problems = [replace(each, row=place_of[each.row]) for each in found.problems if each.row in place_of]
     lost = [part for each in found.lost for part in _lost_without(each, standing.get(each.file, set()))]
-    return replace(found, table=found.table.take(kept), problems=problems, lost=lost)
+    return replace(found, table=take_rows(found.table, np.array(kept, np.int64)), problems=problems, lost=lost)
 
 
 def _lost_without(lost: Lost, standing: set[int]) -> list[Lost]:

@@ -56,7 +56,19 @@ class Units(Datasource):
 
 
 def _read_block(order: Order, work: "ray.ObjectRef[Work]") -> Iterator[pa.Table]:
-    yield read(order, ray.get(work)).to_block()
+    yield read(order, _brought(work)).to_block()
+
+
+_works: dict[str, Work] = {}
+
+
+def _brought(work: "ray.ObjectRef[Work]") -> Work:
+    """The shared work, unpacked once in each process: its fragments may be many."""
+    key = work.hex()
+    if key not in _works:
+        _works.clear()  # an earlier run's
+        _works[key] = ray.get(work)
+    return _works[key]
 
 
 class _AnnotateBlocks:
@@ -70,7 +82,7 @@ class _AnnotateBlocks:
 
 
 def _commit_block(block: pa.Table, work: "ray.ObjectRef[Work]") -> pa.Table:
-    return pa.table({"told": [json.dumps(commit(Envelope.of_block(block), ray.get(work)))]})
+    return pa.table({"told": [json.dumps(commit(Envelope.of_block(block), _brought(work)))]})
 
 
 def stream(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[dict[str, Any]]:
@@ -86,7 +98,7 @@ def stream(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[di
     )
     dataset = dataset.map_batches(
         _AnnotateBlocks,
-        fn_constructor_args=(work,),
+        fn_constructor_args=(replace(work, fragments=()),),  # only readers need them
         compute=ActorPoolStrategy(size=workers.actors),
         batch_size=1,
         batch_format="pyarrow",

@@ -20,6 +20,7 @@ from pipeline.output.layout import PLAN
 from pipeline.output.sealed import BrokenSealError, seal, unseal
 from pipeline.output.storage import Store
 from pipeline.quarantine import Reason
+from pipeline.workers import Device
 
 VERSION = 1
 """Of the file's format; a plan of a newer one is refused."""
@@ -34,7 +35,7 @@ class PinnedAnnotation:
     digest: str | None
     engine: str | None
     dtype: str | None  # what `auto` became
-    device: str
+    device: Device
     threads: int
     token_budget: int  # padded tokens of one micro-batch
 

@@ -126,7 +126,7 @@ class Task(ABC):
     def __init__(self, config: AnnotationSettings, model: PinnedModel | None) -> None:
         """Keep the settings and what is known of the model without its weights.
 
-        Raises ModelError where the pinned model cannot do this task (`check`).
+        Raises ModelError where the pinned model cannot do this task.
         """
         self.config: Any = config
         self.model = model

@@ -191,7 +191,10 @@ class EncoderTask(Task):
             with torch.inference_mode():
                 shape = tuple(self.forward(ids, torch.ones_like(ids)).shape)
         except Exception as fault:
-            raise ModelError(f"model {self.pinned.ref!r} cannot compute: {type(fault).__name__}: {fault}") from fault
+            hint = "" if self.loaded.dtype == "float32" else f"; it may need float32 (dtype is {self.loaded.dtype})"
+            raise ModelError(
+                f"model {self.pinned.ref!r} cannot compute: {type(fault).__name__}: {fault}{hint}"
+            ) from fault
         if shape != (1, self.width()):
             raise ModelError(
                 f"model {self.pinned.ref!r} gives {shape[-1]} numbers for a text, and config.json says {self.width()}"

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 from transformers import AutoModel, AutoTokenizer
 
@@ -205,3 +206,13 @@ def test_a_model_that_cannot_compute_is_refused_at_the_start(make_encoder, start
     loaded.module.encoder.layer[0].output = None
     with pytest.raises(ModelError, match=r"annotation 'found': model .* cannot compute: TypeError: 'NoneType'"):
         prepare(Embed, make_encoder()).start(loaded)
+
+
+def test_a_model_that_cannot_compute_in_bfloat16_is_told_so(start, make_encoder, tmp_path):
+    config = transformers.XLNetConfig(vocab_size=300, d_model=16, n_head=2, n_layer=1, d_inner=16, pad_token_id=0)
+    transformers.XLNetModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(make_encoder()).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"cannot compute: RuntimeError: .*; it may need float32 \(dtype is bfloat16\)"
+    ):
+        start(Embed, tmp_path, dtype="bfloat16")

@@ -54,7 +54,7 @@ def job(tmp_path: Path) -> Callable[..., str]:
 
     def write(folder: Path | str, annotation: Mapping[str, Any] | None = None, **sections: Any) -> str:
         counting = {"name": "size", "task": str(COUNTING), "text": "text"}
-        document = {
+        document: dict[str, Any] = {
             "kind": "annotate",
             "allow_code": True,
             "corpus": {"path": str(folder)},
@@ -63,7 +63,7 @@ def job(tmp_path: Path) -> Callable[..., str]:
             "cluster": {"actors": 1},
         }
         for key, value in sections.items():
-            document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
+            document[key] = {**document.get(key, {}), **value} if isinstance(value, dict) else value
         (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
         return "job.yaml"
 

@@ -9,6 +9,7 @@ raise stand alone.
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import CorpusmillError
 from pipeline.quarantine import Reason
 from pipeline.tasks.base import Annotation, Failure, Task, Texts
 
@@ -20,6 +21,8 @@ def annotate_surviving(task: Task, texts: Texts) -> Annotation:
     """What the task says of the texts; those that it raises for are told in `failures`."""
     try:
         return task.annotate(texts)
+    except CorpusmillError:  # no text is to blame: the device or the job is
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a user's task raises
         return _halved(task, texts) if len(texts.values) > 1 else _failed(task, error, len(texts.values))
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.batching import micro_batches, padding
+from pipeline.errors import RunError
 from pipeline.quarantine import Reason
 from pipeline.tasks.base import Failure
 from pipeline.tokens import Ids
@@ -63,8 +64,9 @@ def forward_pieces(
             try:
                 done.values_PD[batch] = _values(ids_P, batch, forward, pad_id, device)
             except torch.AcceleratorError as fault:
-                if not _is_memory(fault):
-                    raise  # the device is unusable from here on: every later row would be blamed
+                if not _is_memory(fault):  # the device is unusable from here on: every later row would be blamed
+                    reason = str(fault).strip().splitlines()[0]
+                    raise RunError(f"{device} gave up: {reason}; the same command goes on") from fault
                 _divide(batch, fault, waiting, done)
             except Exception as fault:  # noqa: BLE001 - whatever a model raises, the other rows go on
                 _divide(batch, fault, waiting, done)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.corpus.apart import check_apart
 from pipeline.errors import CorpusmillError, Interrupted, RunError
 from pipeline.job import AnnotateJob
 from pipeline.output import manifest as manifests
@@ -101,10 +102,14 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
     began = time.monotonic() if began is None else began
     watcher.phase("planning")
     store = Store.at(job.output.path)
-    check_output(store.root, corpus_root(job))
+    check_output(store.root)
+    check_apart(job.corpus, store.root)
     models = pin_models(job)
+    workers = place(cluster, models)
+    # A job that is refused leaves no folder behind, so it is planned before anything is written.
+    fresh = None if planfile.exists(store) else new_plan(job, models, workers)
     with Lease.acquire(store, run_id := new_run_id()) as lease:
-        run = _open(job, cluster, models, store, lease.epoch, run_id, began)
+        run = _open(job, models, store, workers, fresh, lease.epoch, run_id, began)
         for note in run.notes:
             watcher.note(note)
         orders = [Order(unit) for unit in run.plan.units if unit.id not in run.receipts]
@@ -114,16 +119,22 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
 
 
 def _open(
-    job: AnnotateJob, cluster: Cluster, models: Models, store: Store, epoch: int, run_id: str, began: float
+    job: AnnotateJob,
+    models: Models,
+    store: Store,
+    workers: Workers,
+    fresh: tuple[Plan, tuple[str, ...]] | None,
+    epoch: int,
+    run_id: str,
+    began: float,
 ) -> Run:
-    """Make the plan, or take the one that this output was begun with; clear what killed runs left."""
-    workers = place(cluster, models)
-    if planfile.exists(store):
+    """Take the plan that this output was begun with, else the fresh one; clear what killed runs left."""
+    if fresh is None or planfile.exists(store):
         plan = planfile.load(store)
         check_unchanged(job, models, plan)
         notes = corpus_notes(job, plan)
     else:
-        plan, told = new_plan(job, models, workers)
+        plan, told = fresh
         notes = list(told)
         planfile.save(store, plan)
     standing, damaged = receipts.load_all(store)
@@ -240,12 +251,6 @@ def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
             for name, pin in run.plan.annotations.items()
         },
     }
-
-
-def corpus_root(job: AnnotateJob) -> str | None:
-    """The folder that a corpus path names, where it is one and on this machine: no output may lie inside it."""
-    path = job.corpus.path
-    return path if isinstance(path, str) and "://" not in path and not any(sign in path for sign in "*?[") else None
 
 
 def new_run_id() -> str:

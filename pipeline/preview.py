@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.annotate import corpus_root
 from pipeline.annotator import Annotator
+from pipeline.corpus.apart import check_apart
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import ReadUnit, UnitReader
 from pipeline.job import AnnotateJob
@@ -83,7 +83,9 @@ def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
 
 
 def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Workers, Plan, tuple[str, ...]]:
-    check_output(Store.at(job.output.path).root, corpus_root(job))
+    root = Store.at(job.output.path).root
+    check_output(root)
+    check_apart(job.corpus, root)
     models = pin_models(job)
     workers = place(cluster, models)
     return models, workers, *new_plan(job, models, workers)

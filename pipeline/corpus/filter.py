@@ -136,6 +136,8 @@ class _Condition:
 
     def _in(self, node: Any) -> Any:
         _only(node, "this", "expressions")
+        if not node.expressions:
+            raise CorpusError(f"{_spelt(node)}: the list is empty, so no row would be kept; name a value in it")
         left = self._operand(node.this)
         items = [self._operand(item) for item in node.expressions]
         if isinstance(left, Literal):

@@ -44,11 +44,13 @@ class Found:
 def file_system(path: str) -> tuple[fs.FileSystem, str]:
     """The file system of a path or URI, and the full path there. Local paths are relative to the current folder.
 
-    Raises CorpusError for a URI that no file system of Arrow answers.
+    Raises CorpusError for a URI that no file system of Arrow answers, and for a name that no file can have.
     """
+    if "\0" in path:
+        raise CorpusError(f"corpus.path {path!r} has a NUL character, which no file name has")
     if "://" not in path:
         # A path without the folder that it is relative to would mean something else in a worker.
-        return fs.LocalFileSystem(), os.path.abspath(path)  # noqa: PTH100 - Path.absolute() keeps the ".."
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - Path keeps ".."
     try:
         filesystem, inside = fs.FileSystem.from_uri(path)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -94,6 +96,13 @@ def matching_pattern(pattern: str) -> re.Pattern[str]:
     *folders, last = pattern.split("/")
     regex = "".join("(?:[^/]+/)*" if part == "**" else _segment(part) + "/" for part in folders)
     return re.compile(regex + ("[^/]+(?:/[^/]+)*" if last == "**" else _segment(last)))
+
+
+def split_glob(full: str) -> tuple[str, str]:
+    """The folder that a glob begins at, and the pattern below it."""
+    parts = full.split("/")
+    fixed = next(place for place, part in enumerate(parts) if has_wildcard(part))
+    return "/".join(parts[:fixed]) or "/", "/".join(parts[fixed:])
 
 
 def has_wildcard(text: str) -> bool:

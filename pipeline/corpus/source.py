@@ -23,7 +23,18 @@ from pydantic import Field
 
 from pipeline.corpus.fragments import THREADS, read_footers
 from pipeline.corpus.hive import partition_fields
-from pipeline.corpus.listing import ENDINGS, Found, ListedFile, file_system, has_wildcard, look, matching_pattern, walk
+from pipeline.corpus.listing import (
+    ENDINGS,
+    Found,
+    ListedFile,
+    file_system,
+    first_line,
+    has_wildcard,
+    look,
+    matching_pattern,
+    split_glob,
+    walk,
+)
 from pipeline.corpus.plan import Fragment
 from pipeline.corpus.schema import unify
 from pipeline.errors import CorpusError
@@ -141,8 +152,8 @@ def _type(filesystem: fs.FileSystem, path: str) -> fs.FileType:
         return filesystem.get_file_info(path).type
     except PermissionError as error:
         raise CorpusError(f"corpus.path: {path} cannot be reached: permission denied") from error
-    except OSError as error:
-        raise CorpusError(f"corpus.path: {path} cannot be reached: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise CorpusError(f"corpus.path: {path} cannot be reached: {first_line(error)}") from error
 
 
 def _folder(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
@@ -185,9 +196,7 @@ def _parts(filesystem: fs.FileSystem, receipt: str) -> list[str]:
 
 
 def _glob(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
-    parts = full.split("/")
-    fixed = next(place for place, part in enumerate(parts) if has_wildcard(part))
-    root, pattern = "/".join(parts[:fixed]) or "/", "/".join(parts[fixed:])
+    root, pattern = split_glob(full)
     if _type(filesystem, root) != fs.FileType.Directory:
         raise CorpusError(f"corpus.path '{path}' matches nothing: {_nearest(filesystem, root)}")
     found = walk(filesystem, root)
@@ -200,12 +209,12 @@ def _glob(filesystem: fs.FileSystem, full: str, path: str) -> _Item:
 
     files = [file for file in found.files if matched(file.path)]
     others = [other for other in found.others if matched(other)]
-    ending = posixpath.splitext(parts[-1])[1]
+    ending = posixpath.splitext(full)[1]
     if ending and not has_wildcard(ending):  # who writes *.data means files that end so
         files, others = files + [look(filesystem, other) for other in others], []
     if not files:
         raise CorpusError(
-            f"corpus.path '{path}' matches nothing: {root} holds {len(found.files)} Parquet files"
+            f"corpus.path '{path}' matches nothing: {root} holds {_counted(found.files, 'Parquet file')}"
             + (f", for example {_below(root, found.files[0].path)}" if found.files else "")
             + (f"; {_counted(others)} matched but do not end in {_endings()}" if others else "")
         )
@@ -258,8 +267,8 @@ def _told(broken: Sequence[Fragment]) -> str:
     return "\n  ".join(lines + more)
 
 
-def _counted(files: Sequence[object]) -> str:
-    return "1 file" if len(files) == 1 else f"{len(files)} files"
+def _counted(files: Sequence[object], what: str = "file") -> str:
+    return f"1 {what}" if len(files) == 1 else f"{len(files)} {what}s"
 
 
 def _endings() -> str:

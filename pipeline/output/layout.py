@@ -56,20 +56,19 @@ def kind_of(path: str) -> str:
     return known or next(kind for folder, kind in _KIND_OF_FOLDER.items() if path.startswith(folder + "/"))
 
 
-def check_output(root: str, corpus_root: str | None) -> None:
-    """Refuse a folder that holds something else, or that lies inside the corpus or around it.
+def check_output(root: str) -> None:
+    """Refuse a folder that holds something else, or that cannot be one.
 
-    `root` and `corpus_root` are paths on this machine; a corpus that is nowhere on it is None. A corpus that is the
-    `data` folder of another output is no reason to refuse, nor is what a first run leaves when it is killed before
-    its plan was written.
+    What a first run leaves when it is killed before its plan was written is no reason to refuse.
 
     Raises OutputError.
     """
     folder = Path(root)
     if os.path.lexists(root) and not folder.is_dir():
         raise OutputError(f"output.path {root} is a file; name a folder, or one that does not exist yet")
-    if corpus_root is not None:
-        _check_apart(folder.resolve(), Path(corpus_root).resolve())
+    above = next((each for each in folder.parents if os.path.lexists(each)), folder)
+    if not above.is_dir():
+        raise OutputError(f"output.path {root} cannot be made: {above} is no folder; name another one")
     if not folder.is_dir() or os.path.lexists(folder / PLAN):
         return
     foreign = _foreign(root)
@@ -78,16 +77,6 @@ def check_output(root: str, corpus_root: str | None) -> None:
             f"output.path {root} holds something else ({foreign}) and no {PLAN}: it is no output of corpusmill; "
             "name an empty folder, or one that does not exist yet"
         )
-
-
-def _check_apart(output: Path, corpus: Path) -> None:
-    """Neither folder may lie in the other, or an output would be read as a corpus."""
-    if output == corpus:
-        raise OutputError(f"output.path {output} is the corpus itself; name a folder outside it")
-    if corpus in output.parents:
-        raise OutputError(f"output.path {output} lies inside the corpus {corpus}; name a folder outside it")
-    if output in corpus.parents:
-        raise OutputError(f"the corpus {corpus} lies inside output.path {output}; name a folder elsewhere")
 
 
 def _foreign(root: str) -> str | None:

@@ -97,7 +97,9 @@ class Store:
 
     @classmethod
     def at(cls, path: str) -> "Store":
-        """The store of an output path; OutputError where it is on no local file system."""
+        """The store of an output path; OutputError where it is on no local file system or no path at all."""
+        if "\0" in path:
+            raise OutputError(f"output.path {path!r} has a NUL character, which no folder's name has")
         scheme = _SCHEME.match(path)
         if scheme and scheme[1] != "file":
             raise OutputError(

@@ -15,6 +15,7 @@
 Where a file with a single `Task` subclass stands, in this folder or a user's own, `pipeline.tasks.find` finds it.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from pipeline.models.reference import ModelSettings, PinnedModel
 from pipeline.quarantine import Reason
@@ -42,10 +44,20 @@ def _reference(value: object) -> object:
     return {"ref": value} if isinstance(value, str) else value
 
 
+def _column_prefix(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
+        raise PydanticCustomError(
+            "name_no_prefix",
+            "{name} cannot begin the names of columns: a letter, then letters, digits and _, as in topic_2",
+            {"name": repr(name)},
+        )
+    return name
+
+
 class AnnotationSettings(Settings):
     """What every annotation has; a task's own `Config` adds to it."""
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)
+    name: Annotated[str, Field(max_length=100), AfterValidator(_column_prefix)]
     """Prefix of the columns that the annotation adds: letters, digits and _, at most 100 characters."""
 
     task: str

@@ -361,6 +361,7 @@ SCHEMA = pa.schema(
         ("year + 1 = 2", "year + 1 (Add) is not supported"),
         ("1 < year < 5", "1 < year (LT) is not supported as a side of a comparison"),
         ("section IN (SELECT 1)", "(In) is not supported; supported: comparisons (=, <>, <, <=, >, >=), IN, BETWEEN"),
+        ("section IN ()", "the list is empty, so no row would be kept; name a value in it"),
         ("year BETWEEN SYMMETRIC 5 AND 1", "(Between) is not supported"),
         ("section LIKE 'x' ESCAPE '!'", "(Escape) is not supported"),
         ("CASE WHEN ok THEN ok END", "(Case) is not supported"),

@@ -138,7 +138,7 @@ def test_a_path_that_matches_nothing_tells_the_nearest_name(here):
         f"corpus.path 'data/corpus/a.parquet/x' matches nothing: {folder}/corpus/a.parquet is no folder"
     )
     assert refused("data/corpus/b*") == (
-        f"corpus.path 'data/corpus/b*' matches nothing: {folder}/corpus holds 1 Parquet files, for example a.parquet"
+        f"corpus.path 'data/corpus/b*' matches nothing: {folder}/corpus holds 1 Parquet file, for example a.parquet"
     )
 
 

@@ -10,6 +10,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.quarantine import Reason
 from pipeline.workers import Device
@@ -92,11 +93,18 @@ class UnitBounds:
     bytes: int = 64 * 2**20  # uncompressed, of the columns that are read
     ranges_per_group: int = 32  # each range decodes its row group up to its end, so this wins over rows and bytes
     min_units: int = 4  # smaller units where the corpus would give fewer, but none below 64 rows for it
+    actors: int = 1  # units come in as many rounds of as many: no actor idles while another does a last one
 
     @classmethod
     def for_device(cls, device: Device, actors: int) -> "UnitBounds":
         """Larger units where rows go by faster, and at least four for each actor."""
-        return cls(rows=65_536 if device == "cuda" else 4096, min_units=4 * actors)
+        return cls(rows=65_536 if device == "cuda" else 4096, min_units=4 * actors, actors=actors)
+
+    def rows_of(self, total_rows: int) -> int:
+        """Rows of one unit where a corpus has so many."""
+        units = max(self.min_units, -(-total_rows // self.rows))
+        even = -(-units // self.actors) * self.actors
+        return min(self.rows, max(_SMALLEST_ROWS, -(-total_rows // even)))
 
 
 def plan_units(
@@ -114,7 +122,7 @@ def plan_units(
     """
     pieces = [list(_pieces(index, fragment, kept, selection)) for index, fragment in enumerate(fragments)]
     total_rows = sum(piece.span.rows for of_fragment in pieces for piece in of_fragment)
-    bound_rows = min(bounds.rows, max(_SMALLEST_ROWS, total_rows // bounds.min_units))
+    bound_rows = bounds.rows_of(total_rows)
     units: list[Unit] = []
     folders = [fragment.folder for fragment in fragments]
     unit = _Joined(fragments, "", bound_rows, bounds.bytes)
@@ -126,7 +134,7 @@ def plan_units(
             units.extend(unit.close())
             unit = _Joined(fragments, folders[index], bound_rows, bounds.bytes)
         for piece in pieces[index]:
-            for part in piece.divided(bound_rows, bounds):
+            for part in piece.divided(bound_rows, bounds, unit.room):
                 units.extend(unit.add(part))
     units.extend(unit.close())
     return tuple(units)
@@ -143,13 +151,19 @@ class _Piece:
     bytes: float
     first: int  # file position of the group's row 0
 
-    def divided(self, bound_rows: int, bounds: UnitBounds) -> Iterator["_Piece"]:
-        """Even ranges within the bounds, or as many as one row group may have."""
+    def divided(self, bound_rows: int, bounds: UnitBounds, room: int) -> Iterator["_Piece"]:
+        """Ranges that fill the unit before (which has `room` rows left), then units of their own.
+
+        A row group that would need more ranges than it may have is divided evenly into as many as it may.
+        """
         rows = self.span.rows
         limit = max(1, min(bound_rows, int(bounds.bytes * rows / self.bytes) if self.bytes else rows))
-        ranges = min(-(-rows // limit), bounds.ranges_per_group)
-        for part in range(ranges):
-            start, stop = rows * part // ranges, rows * (part + 1) // ranges
+        first = min(room, limit) if room > 0 else limit
+        cuts = [0, *range(first, rows, limit), rows]
+        if len(cuts) - 1 > bounds.ranges_per_group:
+            ranges = bounds.ranges_per_group
+            cuts = [rows * part // ranges for part in range(ranges + 1)]
+        for start, stop in pairwise(cuts):
             yield _Piece(self._range(start, stop), self.bytes * (stop - start) / rows, self.first)
 
     def _range(self, start: int, stop: int) -> Span:
@@ -196,6 +210,11 @@ class _Joined:
         self._spans: list[Span] = []
         self._rows = 0
         self._bytes = 0.0
+
+    @property
+    def room(self) -> int:
+        """Rows that it can still take."""
+        return self._bound_rows - self._rows
 
     def add(self, piece: _Piece) -> list[Unit]:
         """Take a piece; where it does not fit, what was there before is a unit."""

@@ -132,9 +132,9 @@ def test_an_id_changes_with_file_rows_and_sample_and_stays_over_versions():
 def test_a_row_group_is_divided_evenly():
     units = plan_units([fragment("x", 10_000)], None, None, LARGE)
     assert [span for unit in units for span in unit.spans] == [
-        Span(0, 0, 0, 3333),
-        Span(0, 0, 3333, 6666),
-        Span(0, 0, 6666, 10_000),
+        Span(0, 0, 0, 3334),
+        Span(0, 0, 3334, 6668),
+        Span(0, 0, 6668, 10_000),
     ]
 
 
@@ -158,7 +158,7 @@ def test_small_files_of_a_folder_are_joined_in_path_order_wherever_they_stand_in
 
 def test_ten_thousand_small_files_give_few_units():
     units = plan_units([fragment(f"{number:05}", 100) for number in range(10_000)], None, None, LARGE)
-    assert len(units) == 250
+    assert len(units) == 245  # 1,000,000 rows in units of 4,096, filled to the brim
 
 
 def test_units_are_smaller_where_actors_would_be_idle():
@@ -173,7 +173,7 @@ def test_units_are_not_made_silly_small_for_idle_actors():
 
 
 def test_bounds_follow_the_device():
-    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12)
+    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 3)
     assert UnitBounds.for_device("cuda", 1).rows == 65_536
 
 
@@ -202,3 +202,11 @@ def test_the_row_bound_counts_sampled_rows():
     units = plan_units([fragment("x", 100_000)], None, {0: list(range(0, 100_000, 500))}, bounds)
     assert [unit.rows for unit in units] == [100, 100]
     assert (units[1].spans[0].start, units[1].spans[0].stop) == (50_000, 99_501)
+
+
+def test_units_come_in_full_rounds_of_the_actors():
+    files = [fragment(f"{number}", 2047) for number in range(8)]
+    units = plan_units(files, None, None, UnitBounds.for_device("cpu", 2))
+    assert [unit.rows for unit in units] == [2047] * 8
+    uneven = plan_units([fragment("a", 1000), fragment("b", 24)], None, None, UnitBounds.for_device("cpu", 2))
+    assert [unit.rows for unit in uneven] == [128] * 8

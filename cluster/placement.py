@@ -6,12 +6,14 @@
 On CPU the default is several actors of one thread each: two of them did 1.5 times the tokens of one with two threads.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Annotated
 
-from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import PlacementError
 from pipeline.settings import Settings
@@ -23,16 +25,29 @@ WEIGHTS_FACTOR = 1.3
 ACTOR_BYTES = 700 << 20
 """An actor's memory without weights: Python, torch and transformers."""
 
+STORE_AT_MOST = 0.8
+"""Share of a machine's memory that an embedded cluster's object store may have."""
+
 
 def _bytes(value: object) -> object:
     """`4GiB` or a number of bytes."""
     return int(TypeAdapter(ByteSize).validate_python(value)) if isinstance(value, str) else value
 
 
+def _address(value: str) -> str:
+    if value not in ("local", "auto") and re.fullmatch(r"([^\s:/]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}", value) is None:
+        raise PydanticCustomError(
+            "address_unknown",
+            "{address} is no address of a cluster; allowed: local, auto, or host:port as in 10.0.0.7:6379",
+            {"address": repr(value)},
+        )
+    return value
+
+
 class ClusterSettings(Settings):
     """Which cluster computes, and how it is divided among actors."""
 
-    address: str = "local"
+    address: Annotated[str, AfterValidator(_address)] = "local"
     """`local` (embedded), `auto` (the cluster that this machine belongs to) or `host:port`."""
 
     actors: int | None = Field(default=None, ge=1, le=100_000)
@@ -94,7 +109,18 @@ def place(settings: ClusterSettings, nodes: Sequence[Node], weights_bytes: int, 
         gpus_per_actor=gpus,
         threads=max(1, floor(cpus)),
         memory_bytes=settings.memory,
+        store_bytes=settings.object_store_memory,
     )
+
+
+def check_object_store(settings: ClusterSettings, machine: Node) -> None:
+    """PlacementError where an embedded cluster's object store would leave no memory for anything else."""
+    asked, most = settings.object_store_memory, int(machine.memory_bytes * STORE_AT_MOST)
+    if asked is not None and asked > most:
+        raise PlacementError(
+            f"cluster.object_store_memory is {asked / 2**30:.1f} GiB, and this machine has "
+            f"{machine.memory_bytes / 2**30:.1f} GiB of memory; at most {most / 2**30:.1f} GiB may go to the store"
+        )
 
 
 def _room(node: Node, cpus: float, gpus: float, need_bytes: int, spare_cpus: float) -> int:

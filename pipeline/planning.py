@@ -84,7 +84,8 @@ def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, 
     pins = {each.name: _pinned(each.dtype, models.by_annotation[each.name], workers) for each in job.annotations}
     check_columns(job, models, corpus.schema)
     kept, pruned, selection = _rows_wanted(job, corpus)
-    units = plan_units(corpus.fragments, kept, selection, UnitBounds.for_device(workers.device, workers.actors))
+    bounds = UnitBounds.for_device(workers.device, workers.actors, workers.store_bytes)
+    units = plan_units(corpus.fragments, kept, selection, bounds)
     plan = Plan(
         version=PLAN_VERSION,
         corpusmill=version("corpusmill"),
@@ -127,6 +128,7 @@ def _rows_wanted(
         rows = [fragment.rows for fragment in corpus.fragments]
         return None, 0, choose(rows, job.corpus.sample, job.corpus.seed)
     from pipeline.corpus.pruning import matching, prune
+
     kept, pruned = prune(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter)
     if job.corpus.sample is None:
         return kept, pruned, None

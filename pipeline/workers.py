@@ -16,6 +16,7 @@ class Workers:
     gpus_per_actor: float
     threads: int  # torch's intra-op threads in one actor
     memory_bytes: int | None  # asked of Ray for one actor; None: not asked
+    store_bytes: int | None = None  # of Ray's object store, where the job sets it
 
     @property
     def device(self) -> Device:

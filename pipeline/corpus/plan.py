@@ -85,20 +85,27 @@ class Unit:
         return sum(span.rows for span in self.spans)
 
 
+UNIT_BYTES = 64 * 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class UnitBounds:
     """How large a unit may be, and how many there should be."""
 
     rows: int = 4096
-    bytes: int = 64 * 2**20  # uncompressed, of the columns that are read
+    bytes: int = UNIT_BYTES  # uncompressed, of the columns that are read
     ranges_per_group: int = 32  # each range decodes its row group up to its end, so this wins over rows and bytes
     min_units: int = 4  # smaller units where the corpus would give fewer, but none below 64 rows for it
     actors: int = 1  # units come in as many rounds of as many: no actor idles while another does a last one
 
     @classmethod
-    def for_device(cls, device: Device, actors: int) -> "UnitBounds":
-        """Larger units where rows go by faster, and at least four for each actor."""
-        return cls(rows=65_536 if device == "cuda" else 4096, min_units=4 * actors, actors=actors)
+    def for_device(cls, device: Device, actors: int, store_bytes: int | None = None) -> "UnitBounds":
+        """Larger units where rows go by faster, at least four for each actor.
+
+        Those that are read, wait, are annotated and are committed at once have to fit an object store that is small.
+        """
+        size = UNIT_BYTES if store_bytes is None else min(UNIT_BYTES, store_bytes // (_UNITS_AT_ONCE * max(2, actors)))
+        return cls(rows=65_536 if device == "cuda" else 4096, bytes=size, min_units=4 * actors, actors=actors)
 
     def rows_of(self, total_rows: int) -> int:
         """Rows of one unit where a corpus has so many."""
@@ -141,6 +148,7 @@ def plan_units(
 
 
 _SMALLEST_ROWS = 64
+_UNITS_AT_ONCE = 8  # for each actor
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """A terminal of one's own: what Ray's processes and C++ parts print goes to a log, our own words to the user.
 
-    with quiet() as (terminal, log):
-        print("planning", file=terminal)     # seen
-        ray.init()                           # its noise lies in `log`
+with quiet() as (terminal, log):
+    print("planning", file=terminal)     # seen
+    ray.init()                           # its noise lies in `log`
 """
 
 import contextlib

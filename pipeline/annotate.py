@@ -35,7 +35,7 @@ from pipeline.planning import (
 )
 from pipeline.progress import Watcher
 from pipeline.stages import Order, Work
-from pipeline.summary import Tally, over_limit
+from pipeline.summary import Pace, Quarantine, Tally, over_limit
 from pipeline.workers import Cluster, Workers
 
 OVER_LIMIT = 3
@@ -102,8 +102,8 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
     began = time.monotonic() if began is None else began
     watcher.phase("planning")
     store = Store.at(job.output.path)
-    check_output(store.root)
     check_apart(job.corpus, store.root)
+    check_output(store.root)
     models = pin_models(job)
     workers = place(cluster, models)
     # A job that is refused leaves no folder behind, so it is planned before anything is written.
@@ -147,34 +147,46 @@ def _open(
 
 def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -> Tally:
     """Send the orders through Ray, and take their receipts in."""
-    tally = Tally(len(run.plan.units), run.plan.rows, time.monotonic())
+    tally = Tally(
+        units_total=len(run.plan.units),
+        rows_total=run.plan.rows,
+        began=time.monotonic(),
+        quarantine=Quarantine(run.job.limits, run.plan),
+        pace=Pace(run.workers.actors),
+    )
     again = {order.unit.id for order in orders}
     tally.stands(receipt for unit, receipt in run.receipts.items() if unit not in again)
     if not orders:
         return tally
-    watcher.phase(f"starting Ray and {run.workers.actors} actors")
     try:
+        _check_limit(run, tally)
+        watcher.phase(f"starting Ray and {run.workers.actors} actors")
         with cluster.connected():
             for receipt, told in _receipts(run, orders):
+                tally.came(receipt, run.receipts.get(receipt.unit), time.monotonic(), told)
                 run.receipts[receipt.unit] = receipt
-                tally.came(receipt, time.monotonic(), told)
                 watcher.advance(tally.snapshot(time.monotonic()))
-                if run.job.limits.stop_early and _over_limit(run):
-                    raise _TooManyQuarantined
+                _check_limit(run, tally)
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted: {tally.units_done} of {tally.units_total} units are committed; the same command goes on"
         ) from None
     except _TooManyQuarantined:
         watcher.note(
-            f"stopped early: {tally.rows_quarantined} rows are quarantined, limits.max_quarantined is "
-            f"{run.job.limits.max_quarantined}; the same command goes on"
+            f"stopped early: {tally.quarantine.rows} rows are quarantined, limits.max_quarantined is "
+            f"{run.job.limits.max_quarantined}; with a higher one the same command goes on"
         )
     return tally
 
 
 class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module
     """The limit cannot be kept any more."""
+
+
+def _check_limit(run: Run, tally: Tally) -> None:
+    """Stop a run that may stop early and has to."""
+    if run.job.limits.stop_early and tally.quarantine.over_limit:
+        raise _TooManyQuarantined
 
 
 def _receipts(run: Run, orders: list[Order]) -> Iterator[tuple[Receipt, Mapping[str, Any]]]:
@@ -208,15 +220,11 @@ def finish(run: Run, tally: Tally, skipped: int) -> Outcome:
     manifest = manifests.build(run.store, run.plan, run.receipts)
     if complete:
         manifests.save(run.store, manifest)
-    over = _over_limit(run)
-    if not complete and not over:
+    over = over_limit(run.job.limits, run.receipts.values(), run.plan)
+    if not complete and not (over and run.job.limits.stop_early):
         missing = sum(unit.id not in run.receipts for unit in run.plan.units)
         raise RunError(f"{missing} of {len(run.plan.units)} units came to no end; the same command goes on")
     return Outcome(_summary(run, tally, skipped), manifest, OVER_LIMIT if over else 0, tuple(run.notes))
-
-
-def _over_limit(run: Run) -> bool:
-    return over_limit(run.job.limits, run.receipts, run.plan)
 
 
 def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The numbers of a run: pure, from receipts and from when they came.
 
-Pace().took(arrived=71.2, actor="4711", seconds=1.9, since_ready=12.5, tokens=41_022)
+Pace(actors=2).took(arrived=71.2, actor="node-1:4711", seconds=1.9, since_ready=12.5, tokens=41_022)
 -> tokens_per_second: steady state, from the moment all actors held their models to the last receipt
 """
 
@@ -18,8 +18,11 @@ from pipeline.progress import Snapshot
 class Pace:
     """How fast receipts come. All times are seconds of one monotonic clock, the driver's."""
 
+    actors: int
     _done: list[tuple[float, float, int]] = field(default_factory=list)  # (began, ended, tokens)
     _ready: dict[str, float] = field(default_factory=dict)  # by actor, when it held its models
+    _start: float | None = None  # of the steady state
+    _tokens: float = 0.0  # since then
     first: float | None = None
     last: float | None = None
 
@@ -30,20 +33,72 @@ class Pace:
         self._done.append((ended - seconds, ended, tokens))
         self.first = arrived if self.first is None else self.first
         self.last = arrived
+        # An actor that came in place of a dead one, or alone for a suspect, is no reason to begin again.
+        start = sorted(self._ready.values())[: self.actors][-1]
+        if start == self._start:
+            self._tokens += _share_after(start, *self._done[-1][:2]) * tokens
+        else:  # seldom after the first receipts: a unit must not cost more the more came before it
+            self._start = start
+            self._tokens = sum(_share_after(start, began, ended) * tokens for began, ended, tokens in self._done)
 
     def tokens_per_second(self) -> float | None:
         """Steady state; a unit that began before the last actor was ready counts with the share that came after."""
-        if self.last is None:
+        if self.last is None or self._start is None or self.last <= self._start:
             return None
-        start = max(self._ready.values())
-        tokens = sum(_share_after(start, began, ended) * tokens for began, ended, tokens in self._done)
-        return tokens / (self.last - start) if self.last > start else None
+        return self._tokens / (self.last - self._start)
 
 
 def _share_after(start: float, began: float, ended: float) -> float:
     if ended <= began:
         return float(began >= start)
     return min(1.0, max(0.0, (ended - max(began, start)) / (ended - began)))
+
+
+class Quarantine:
+    """How many rows are set aside, receipt by receipt, and whether that is more than the job allows.
+
+    A file of unknown length, unreadable to this day, counts with the rows that its size lets expect.
+    """
+
+    def __init__(self, limits: Limits, plan: Plan) -> None:
+        """Nothing is set aside yet."""
+        self._allowed = limits.max_quarantined
+        self._planned = plan.rows
+        of_unit = {unit.id: unit.spans[0].fragment for unit in plan.units if unit.spans[0].row_group is None}
+        expected = _rows_expected(plan.fragments, [plan.fragments[fragment] for fragment in of_unit.values()])
+        self._expected = dict(zip(of_unit, expected, strict=True))  # by unit
+        self.rows = 0
+        self._unknown = 0
+
+    def add(self, receipt: Receipt) -> None:
+        """A receipt that stands."""
+        self.rows += receipt.rows_quarantined
+        if receipt.spans is None:
+            self._unknown += self._expected.get(receipt.unit, 0)
+
+    @property
+    def over_limit(self) -> bool:
+        """Whether limits.max_quarantined is broken; what comes later cannot mend it."""
+        quarantined = self.rows + self._unknown
+        if isinstance(self._allowed, int):
+            return quarantined > self._allowed
+        planned = self._planned + self._unknown
+        return planned > 0 and quarantined / planned > self._allowed
+
+
+def over_limit(limits: Limits, receipts: Iterable[Receipt], plan: Plan) -> bool:
+    """Whether more is quarantined than the job allows."""
+    quarantine = Quarantine(limits, plan)
+    for receipt in receipts:
+        quarantine.add(receipt)
+    return quarantine.over_limit
+
+
+def _rows_expected(known: Iterable[Fragment], unreadable: Iterable[Fragment]) -> list[int]:
+    """Rows that each unreadable file probably holds: as many a byte as the others, at least one."""
+    readable = [fragment for fragment in known if fragment.problem is None]
+    rows, size = sum(fragment.rows for fragment in readable), sum(fragment.size for fragment in readable)
+    return [max(1, round(fragment.size * rows / size)) if size else 1 for fragment in unreadable]
 
 
 @dataclass(slots=True)
@@ -53,12 +108,12 @@ class Tally:
     units_total: int
     rows_total: int
     began: float  # when the first unit could start, by the driver's monotonic clock
-    pace: Pace = field(default_factory=Pace)
+    quarantine: Quarantine
+    pace: Pace
     units_done: int = 0
     rows_done: int = 0
     rows_before: int = 0
     rows_first: int = 0  # of this run's first receipt
-    rows_quarantined: int = 0
     tokens: int = 0
     padding_tokens: int = 0
 
@@ -67,28 +122,29 @@ class Tally:
         for receipt in receipts:
             self.units_done += 1
             self.rows_before += receipt.rows_read
-            self.rows_quarantined += receipt.rows_quarantined
+            self.quarantine.add(receipt)
         self.rows_done = self.rows_before
 
-    def came(self, receipt: Receipt, arrived: float, told: Mapping[str, object]) -> None:
-        """A receipt of this run."""
+    def came(self, receipt: Receipt, previous: Receipt | None, arrived: float, told: Mapping[str, object]) -> None:
+        """A receipt of this run; a retry's holds the tokens of the `previous` one too."""
+        tokens = receipt.tokens - (previous.tokens if previous else 0)
         self.units_done += 1
         self.rows_done += receipt.rows_read
-        self.rows_quarantined += receipt.rows_quarantined
-        self.tokens += receipt.tokens
-        self.padding_tokens += receipt.padding_tokens
+        self.quarantine.add(receipt)
+        self.tokens += tokens
+        self.padding_tokens += receipt.padding_tokens - (previous.padding_tokens if previous else 0)
         if told.get("actor") is not None:
             seconds, since_ready = float(str(told["seconds"])), float(str(told["since_ready"]))
             if self.pace.first is None:
                 self.rows_first = receipt.rows_read
-            self.pace.took(arrived, str(told["actor"]), seconds, since_ready, receipt.tokens)
+            self.pace.took(arrived, str(told["actor"]), seconds, since_ready, tokens)
 
     def _eta(self, now: float) -> float | None:
         """By the rows since the first receipt: what came before was starting up. By all of this run's until then."""
         rows, seconds = self.rows_done - self.rows_before, now - self.began
         if self.pace.first is not None and rows > self.rows_first:
             rows, seconds = rows - self.rows_first, now - self.pace.first
-        return (self.rows_total - self.rows_done) * seconds / rows if rows else None
+        return max(0, self.rows_total - self.rows_done) * seconds / rows if rows else None
 
     def snapshot(self, now: float) -> Snapshot:
         """How far the run is."""
@@ -97,34 +153,9 @@ class Tally:
             units_total=self.units_total,
             rows_done=self.rows_done,
             rows_total=self.rows_total,
-            rows_quarantined=self.rows_quarantined,
+            rows_quarantined=self.quarantine.rows,
             tokens=self.tokens,
             padding_tokens=self.padding_tokens,
             tokens_per_second=self.pace.tokens_per_second(),
             eta_seconds=self._eta(now),
         )
-
-
-def over_limit(limits: Limits, receipts: Mapping[str, Receipt], plan: Plan) -> bool:
-    """Whether more is quarantined than the job allows.
-
-    A file of unknown length, unreadable to this day, counts with the rows that its size lets expect.
-    """
-    unreadable = [
-        plan.fragments[unit.spans[0].fragment]
-        for unit in plan.units
-        if unit.spans[0].row_group is None and unit.id in receipts and receipts[unit.id].spans is None
-    ]
-    unknown = _rows_expected(plan.fragments, unreadable)
-    quarantined = sum(receipt.rows_quarantined for receipt in receipts.values()) + unknown
-    if isinstance(limits.max_quarantined, int):
-        return quarantined > limits.max_quarantined
-    planned = plan.rows + unknown
-    return planned > 0 and quarantined / planned > limits.max_quarantined
-
-
-def _rows_expected(known: Iterable[Fragment], unreadable: Iterable[Fragment]) -> int:
-    """Rows that unreadable files probably hold: as many a byte as the others, at least one each."""
-    rows = sum(fragment.rows for fragment in known)
-    size = sum(fragment.size for fragment in known if fragment.problem is None)
-    return sum(max(1, round(fragment.size * rows / size) if size else 0) for fragment in unreadable)

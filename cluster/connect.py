@@ -8,19 +8,26 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from cluster.placement import ClusterSettings, Node, place
-from pipeline.errors import PlacementError
+from cluster.placement import ClusterSettings, Node, check_object_store, place
+from pipeline.errors import PlacementError, RunError
 from pipeline.models.memory import machine_memory_bytes
 from pipeline.workers import Workers
 
 SPARE_CPUS = 1.0
 """CPUs of a cluster left for read and commit tasks."""
+
+KNOCK_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
+
+_REFUSALS = (OSError, RuntimeError, ValueError)
+"""What Ray raises where it cannot start or connect (ConnectionError and TimeoutError among them)."""
 
 
 class RayCluster:
@@ -39,6 +46,7 @@ class RayCluster:
         """
         if self._settings.address == "local":
             nodes = [Node(_cpus(), _gpus(), machine_memory_bytes())]
+            check_object_store(self._settings, nodes[0])
             self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=0)
             if self._workers.gpus_per_actor > 0:
                 from pipeline.models.device import require_gpus  # torch takes seconds
@@ -90,23 +98,37 @@ class RayCluster:
         if settings.address == "local":
             workers = self._workers
             assert workers is not None, "workers() comes first"
-            ray.init(
-                address="local",
-                num_cpus=int(workers.actors * workers.cpus_per_actor + max(2, workers.actors)),
-                num_gpus=int(-(-workers.actors * workers.gpus_per_actor // 1)),
-                object_store_memory=settings.object_store_memory,
-                **quiet,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=int(workers.actors * workers.cpus_per_actor + max(2, workers.actors)),
+                    num_gpus=int(-(-workers.actors * workers.gpus_per_actor // 1)),
+                    object_store_memory=settings.object_store_memory,
+                    **quiet,
+                )
+            except _REFUSALS as error:
+                raise RunError(f"Ray could not start on this machine: {_first_line(error)}") from error
         else:
             try:
+                _knock(settings.address)
                 ray.init(address=settings.address, **{**quiet, "include_dashboard": None})
-            except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
+            except _REFUSALS as error:
                 raise PlacementError(
-                    f"no Ray cluster answers at cluster.address '{settings.address}': {reason}; start one with "
-                    "`ray start --head`, or use `local`"
+                    f"no Ray cluster answers at cluster.address '{settings.address}': {_first_line(error)}; start one "
+                    "with `ray start --head`, or use `local`"
                 ) from error
         self._logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at `host:port`: Ray itself goes on trying for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _main_thread() -> bool:

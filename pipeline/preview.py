@@ -84,8 +84,8 @@ def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
 
 def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Workers, Plan, tuple[str, ...]]:
     root = Store.at(job.output.path).root
-    check_output(root)
     check_apart(job.corpus, root)
+    check_output(root)
     models = pin_models(job)
     workers = place(cluster, models)
     return models, workers, *new_plan(job, models, workers)

@@ -66,3 +66,14 @@ def test_memory_may_be_written_as_text() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ClusterSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize("address", ["local", "auto", "10.0.0.7:6379", "head.example:6379", "[::1]:6379"])
+def test_a_cluster_is_local_found_or_named_by_host_and_port(address: str) -> None:
+    assert ClusterSettings(address=address).address == address
+
+
+@pytest.mark.parametrize("address", ["", "head.example", "ray://head.example:10001", "http://head.example:8265"])
+def test_no_other_address_is_taken(address: str) -> None:
+    with pytest.raises(ValidationError, match="is no address of a cluster; allowed: local, auto, or host:port"):
+        ClusterSettings(address=address)

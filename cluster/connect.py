@@ -9,9 +9,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import ceil
 from pathlib import Path
 from types import ModuleType
 
@@ -20,13 +22,13 @@ from pipeline.errors import PlacementError, RunError
 from pipeline.models.memory import machine_memory_bytes
 from pipeline.workers import Workers
 
-SPARE_CPUS = 1.0
+SPARE_CPUS = 0.5
 """CPUs of a cluster left for read and commit tasks."""
 
 KNOCK_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 
-_REFUSALS = (OSError, RuntimeError, ValueError)
+_REFUSALS = (OSError, OverflowError, RuntimeError, ValueError)
 """What Ray raises where it cannot start or connect (ConnectionError and TimeoutError among them)."""
 
 
@@ -42,9 +44,11 @@ class RayCluster:
     def workers(self, weights_bytes: int) -> Workers:
         """Place the actors. On `local` without starting Ray; else the cluster is asked, so it is connected to.
 
+        A Ray that runs in this process already is asked too: it may have less than the machine.
+
         Raises PlacementError: it does not fit, no GPU is there, torch cannot see it, no cluster answers.
         """
-        if self._settings.address == "local":
+        if self._settings.address == "local" and not _runs_already():
             nodes = [Node(_cpus(), _gpus(), machine_memory_bytes())]
             check_object_store(self._settings, nodes[0])
             self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=0)
@@ -83,13 +87,13 @@ class RayCluster:
         # Ray puts the driver's current folder on its workers' path, where a user's own `pipeline.py` or `jobs/` would
         # shadow ours. An embedded Ray's processes go on living in that folder, so it lasts as long as they do.
         with tempfile.TemporaryDirectory(prefix="corpusmill-empty-", ignore_cleanup_errors=True) as empty:
-            with contextlib.chdir(empty):
-                self._start(ray)
-            if handler is not None:
-                signal.signal(signal.SIGTERM, handler)  # Ray put its own there
             try:
+                with _current_folder(empty):
+                    self._start(ray)
+                _restore(handler)  # Ray put its own there
                 yield ray
-            finally:
+            finally:  # also where it was interrupted half-way through its start
+                _restore(handler)
                 ray.shutdown()
 
     def _start(self, ray: ModuleType) -> None:
@@ -102,8 +106,10 @@ class RayCluster:
                 ray.init(
                     address="local",
                     num_cpus=int(workers.actors * workers.cpus_per_actor + max(2, workers.actors)),
-                    num_gpus=int(-(-workers.actors * workers.gpus_per_actor // 1)),
+                    num_gpus=ceil(workers.actors * workers.gpus_per_actor),
                     object_store_memory=settings.object_store_memory,
+                    # Ray would offer less than was asked for, and wait without end for a place for the last actor.
+                    _memory=None if workers.memory_bytes is None else workers.actors * workers.memory_bytes,
                     **quiet,
                 )
             except _REFUSALS as error:
@@ -131,8 +137,34 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _runs_already() -> bool:
+    """Whether this process has a Ray of its own, without importing it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def _main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+def _restore(handler: "signal.Handlers | Callable[..., object] | int | None") -> None:
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _current_folder(folder: str) -> Iterator[None]:
+    """Go there and back; from a folder that is gone or that may not be entered there is no way back."""
+    before: str | None = None
+    with contextlib.suppress(OSError):
+        before = str(Path.cwd())
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        if before is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(before)
 
 
 def _cpus() -> int:

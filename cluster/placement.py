@@ -86,7 +86,7 @@ def place(settings: ClusterSettings, nodes: Sequence[Node], weights_bytes: int, 
     gpus = settings.gpus_per_actor
     if gpus is None:
         gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
-    cpus = settings.cpus_per_actor or 1.0
+    cpus = settings.cpus_per_actor or _cpus(nodes, spare_cpus)
     if gpus > 0 and not any(node.gpus >= min(gpus, 1) for node in nodes):
         raise PlacementError(
             f"cluster.gpus_per_actor is {gpus:g}, but no GPU is there ({there}); leave it out to use CPUs"
@@ -95,7 +95,8 @@ def place(settings: ClusterSettings, nodes: Sequence[Node], weights_bytes: int, 
     room = sum(_room(node, cpus, gpus, need_bytes if gpus == 0 else 0, spare_cpus) for node in nodes)
     if room == 0:
         raise PlacementError(
-            f"not one actor of {cpus:g} CPUs, {gpus:g} GPUs and {need_bytes / 2**30:.1f} GiB of memory fits ({there}); "
+            f"not one actor of {cpus:g} CPUs, {gpus:g} GPUs and {need_bytes / 2**30:.1f} GiB of memory fits ({there}"
+            f"{f', {spare_cpus:g} CPUs of each for reading and writing' if spare_cpus else ''}); "
             "ask for less with cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.memory, or take a smaller model"
         )
     if settings.actors is not None and settings.actors > room:
@@ -123,9 +124,14 @@ def check_object_store(settings: ClusterSettings, machine: Node) -> None:
         )
 
 
+def _cpus(nodes: Sequence[Node], spare_cpus: float) -> float:
+    """CPUs of one actor: 1, or half a one where no node has more beside what reading and writing need."""
+    return 1.0 if any(node.cpus - spare_cpus >= 1 for node in nodes) else 0.5
+
+
 def _room(node: Node, cpus: float, gpus: float, need_bytes: int, spare_cpus: float) -> int:
-    """Actors that fit on one node."""
-    by_cpu = max((node.cpus - spare_cpus) / cpus, 1.0 if node.cpus >= cpus else 0.0)
+    """Actors that fit on one node. Without CPUs for the tasks beside them they would wait without end."""
+    by_cpu = max(0.0, node.cpus - spare_cpus) / cpus
     by_gpu = node.gpus / gpus if gpus > 0 else by_cpu
     by_memory = node.memory_bytes / need_bytes if need_bytes else by_cpu
     return floor(min(by_cpu, by_gpu, by_memory))

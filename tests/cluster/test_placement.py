@@ -40,7 +40,15 @@ def test_an_actor_of_two_cpus_has_two_threads() -> None:
 
 
 def test_one_cpu_is_enough_for_one_actor_beside_its_tasks() -> None:
-    assert place(ClusterSettings(), [Node(1, 0, 4 * GIB)], MINILM_BYTES, spare_cpus=1).actors == 1
+    workers = place(ClusterSettings(), [Node(1, 0, 4 * GIB)], MINILM_BYTES, spare_cpus=0.5)
+    assert (workers.actors, workers.cpus_per_actor, workers.threads) == (1, 0.5, 1)
+
+
+def test_actors_leave_room_for_the_tasks_beside_them() -> None:
+    nodes = [Node(1, 0, 4 * GIB), Node(2, 0, 4 * GIB)]
+    assert place(ClusterSettings(), nodes, MINILM_BYTES, spare_cpus=0.5).actors == 1
+    with pytest.raises(PlacementError, match=r"not one actor of 2 CPUs.*0\.5 CPUs of each for reading and writing"):
+        place(ClusterSettings(cpus_per_actor=2), nodes, MINILM_BYTES, spare_cpus=0.5)
 
 
 def test_a_gpu_that_is_not_there_is_told_with_what_is() -> None:

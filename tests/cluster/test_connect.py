@@ -1,10 +1,123 @@
+"""A live Ray for one run, and how each thing that keeps it from living is told."""
+
+import os
+import signal
 import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from cluster.connect import RayCluster
 from cluster.placement import ClusterSettings
-from pipeline.errors import PlacementError
+from pipeline.errors import PlacementError, RunError
+
+SETTINGS = ClusterSettings(actors=1, memory=1 << 30, object_store_memory=100 << 20)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Iterator[Path]:
+    """The current folder of a user who has modules of our names."""
+    before = Path.cwd()
+    for name in ("pipeline.py", "jobs.py", "cluster.py"):
+        (tmp_path / name).write_text("raise ImportError('this is not corpusmill')\n")
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+class HeardError(Exception):
+    """A signal came to the handler that was there before Ray."""
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    raise HeardError
+
+
+def _look_around() -> tuple[list[str], str]:
+    return sys.path, str(Path.cwd())
+
+
+def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_this_process(own_folder: Path) -> None:
+    import ray
+
+    cluster, before = RayCluster(SETTINGS), signal.signal(signal.SIGTERM, _hear)
+    try:
+        workers = cluster.workers(weights_bytes=0)
+        assert cluster.log_folder() is None
+        assert not ray.is_initialized()
+        with cluster.connected():
+            assert Path.cwd() == own_folder
+            resources = ray.cluster_resources()
+            path, folder = ray.get(ray.remote(num_cpus=0.1)(_look_around).remote())
+            assert not [each for each in path if Path(each or folder).resolve() == own_folder]
+            assert Path(folder).name.startswith("corpusmill-empty-")
+            logs = cluster.log_folder()
+            assert logs is not None
+            assert list(Path(logs).glob("raylet*"))
+            _another_run_uses_the_same_ray()
+            with pytest.raises(HeardError):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert not ray.is_initialized()
+        assert not Path(folder).exists()
+        assert signal.getsignal(signal.SIGTERM) is _hear
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert resources["CPU"] >= workers.actors * workers.cpus_per_actor + 0.5
+    assert resources["memory"] >= workers.actors * (workers.memory_bytes or 0)
+
+
+def _another_run_uses_the_same_ray() -> None:
+    """It is asked what it has, used, and left running."""
+    import ray
+
+    few = int(ray.cluster_resources()["CPU"])
+    other = RayCluster(ClusterSettings())
+    assert other.workers(weights_bytes=0).actors < few
+    with other.connected():
+        assert len(ray.get(ray.remote(num_cpus=0.1)(_look_around).remote())) == 2
+    assert ray.is_initialized()
+    with pytest.raises(PlacementError, match=r"cluster\.actors is 500, but only \d+ "):
+        RayCluster(ClusterSettings(actors=500)).workers(weights_bytes=0)
+
+
+def test_a_current_folder_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> None:
+    from cluster.connect import _current_folder
+
+    before, gone, empty = Path.cwd(), tmp_path / "gone", tmp_path / "empty"
+    gone.mkdir()
+    empty.mkdir()
+    os.chdir(gone)
+    try:
+        gone.rmdir()
+        with _current_folder(str(empty)):
+            assert Path.cwd() == empty
+    finally:
+        os.chdir(before)
+
+
+def test_gpus_that_are_not_there_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(PlacementError, match=r"cluster\.gpus_per_actor is 1, but no GPU is there"):
+        RayCluster(ClusterSettings(gpus_per_actor=1)).workers(weights_bytes=0)
+
+
+def test_gpus_that_torch_cannot_see_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch sees a GPU here")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(PlacementError, match="torch"):
+        RayCluster(ClusterSettings(gpus_per_actor=1)).workers(weights_bytes=0)
+
+
+@pytest.mark.parametrize("port", [1, 99_999])
+def test_a_port_where_no_cluster_can_be_is_told_at_once(port: int) -> None:
+    with pytest.raises(PlacementError, match=rf"no Ray cluster answers at cluster\.address '127\.0\.0\.1:{port}'"):
+        RayCluster(ClusterSettings(address=f"127.0.0.1:{port}")).workers(weights_bytes=0)
 
 
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
@@ -18,3 +131,14 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
 def test_an_object_store_larger_than_the_machine_is_refused_before_ray_starts() -> None:
     with pytest.raises(PlacementError, match=r"cluster.object_store_memory is 1048576.0 GiB, and this machine has"):
         RayCluster(ClusterSettings(object_store_memory=1 << 50)).workers(weights_bytes=0)
+
+
+def test_a_ray_that_cannot_start_here_is_told_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    cluster = RayCluster(ClusterSettings(actors=1, object_store_memory=100 << 20))
+    cluster.workers(weights_bytes=0)
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null/no-folder")
+    with pytest.raises(RunError, match="Ray could not start on this machine: "), cluster.connected():
+        raise AssertionError("it has started")
+    assert not ray.is_initialized()

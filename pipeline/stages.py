@@ -9,24 +9,24 @@ user's to know becomes a `fatal` envelope with the error's own words, what is ou
 """
 
 import os
+import socket
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
 from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, Phase, blamed_rows, suspected_rows
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
-from pipeline.corpus.selection import take_rows
+from pipeline.corpus.rowgroup import ranges_of
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
+from pipeline.mend import standing_rows, without
 from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
@@ -86,7 +86,7 @@ def read(order: Order, work: Work) -> Envelope:
         else:
             found = UnitReader(work.read).read(unit, _fragments(order, work), accept_changed=order.retry)
         attempt.end()
-        return _sealed(order, found) if not order.retry else _mend(order, found, work.store)
+        return _sealed(order, found) if not order.retry else _mend(order, found, work)
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return fatal(unit.id, error)
 
@@ -116,60 +116,20 @@ def _killed_readers(order: Order, work: Work, deaths: int) -> ReadUnit:
             continue
         before = sum(group.rows for group in fragment.row_groups[: span.row_group])
         rows = span.selected or range(before + span.start, before + span.stop)
-        lost += [Lost(fragment.path, row, 1, Reason.KILLED_PROCESS, detail) for row in rows]
+        lost += [Lost(fragment.path, first, count, Reason.KILLED_PROCESS, detail) for first, count in ranges_of(rows)]
     return ReadUnit(UnitReader(work.read).empty(), [], lost, order.unit.rows, 0)
 
 
-def _mend(order: Order, found: ReadUnit, store: Store) -> Envelope:
+def _mend(order: Order, found: ReadUnit, work: Work) -> Envelope:
     """What a retry has to compute. Where less can be read than the receipt tells, the unit is kept as it is."""
-    receipt = load_receipt(store, order.unit.id)
+    receipt = load_receipt(work.store, order.unit.id)
     assert receipt is not None, "a retry mends what a receipt tells"
-    rest = without(found, standing_rows(store, receipt))
+    rest = without(found, standing_rows(work.store, receipt))
     worse = sum(lost.rows or 0 for lost in rest.lost) > receipt.rows_quarantined
+    if work.read.identity_carried and rest.lost:
+        # Who they are stood in the rows that are lost now: one that stands could not be told from one that does not.
+        worse |= found.table.num_rows - rest.table.num_rows < receipt.rows_out
     return Envelope(order.unit.id, "kept") if worse else _sealed(order, rest)
-
-
-def standing_rows(store: Store, receipt: Receipt) -> dict[str, set[int]]:
-    """The rows of a unit that stand in its parts, by `_file`."""
-    standing: dict[str, set[int]] = {}
-    for file in receipt.files:
-        if file.kind == "data":
-            with pq.ParquetFile(store.open_input(file.path)) as part:
-                rows = part.read(columns=[field.name for field in IDENTITY])
-            for name, row in zip(rows["_file"].to_pylist(), rows["_row"].to_pylist(), strict=True):
-                standing.setdefault(name, set()).add(row)
-    return standing
-
-
-def without(found: ReadUnit, standing: Mapping[str, set[int]]) -> ReadUnit:
-    """What was read, less the rows that stand in parts already."""
-    files, rows = found.table["_file"].to_pylist(), found.table["_row"].to_pylist()
-    kept = [n for n, (file, row) in enumerate(zip(files, rows, strict=True)) if row not in standing.get(file, ())]
-    place_of = {row: place for place, row in enumerate(kept)}
-    problems = [replace(each, row=place_of[each.row]) for each in found.problems if each.row in place_of]
-    lost = [part for each in found.lost for part in _lost_without(each, standing.get(each.file, set()))]
-    return replace(found, table=take_rows(found.table, np.array(kept, np.int64)), problems=problems, lost=lost)
-
-
-def _lost_without(lost: Lost, standing: set[int]) -> list[Lost]:
-    """The stretches of a lost range that stand in no part."""
-    if lost.first_row is None or lost.rows is None or not standing:
-        return [lost]
-    left: list[Lost] = []
-    for row in range(lost.first_row, lost.first_row + lost.rows):
-        if row in standing:
-            continue
-        last = left[-1] if left else None
-        if (
-            last is not None
-            and last.first_row is not None
-            and last.rows is not None
-            and last.first_row + last.rows == row
-        ):
-            left[-1] = replace(last, rows=last.rows + 1)
-        else:
-            left.append(replace(lost, first_row=row, rows=1))
-    return left
 
 
 # --------------------------------------------------------------------------------------------------------- annotate
@@ -183,6 +143,7 @@ class AnnotateStage:
     annotator: Annotator = field(init=False)
     broken: Envelope | None = field(init=False, default=None)
     ready: float = field(init=False, default=0.0)
+    name: str = field(init=False, default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
     def __post_init__(self) -> None:
         """Load. What goes wrong is told with the first unit, once, instead of by restarts without end."""
@@ -210,7 +171,7 @@ class AnnotateStage:
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             return fatal(envelope.unit, error)
         now = time.monotonic()
-        answer.told |= {"actor": str(os.getpid()), "seconds": now - began, "since_ready": now - self.ready}
+        answer.told |= {"actor": self.name, "seconds": now - began, "since_ready": now - self.ready}
         return answer
 
     def _annotate(self, envelope: Envelope, attempt: Attempt) -> Envelope:
@@ -251,9 +212,10 @@ def _load(annotator: Annotator, work: Work) -> None:
     """Load the models, unless process after process died of it."""
     marks = f"metadata/tmp/attempts-{work.epoch}/loading"
     mark = f"{marks}/{os.getpid()}-{time.monotonic_ns()}"
-    if work.store.exists(marks) and len(work.store.list(marks)) >= work.actors + LOADS_AT_MOST:
+    died = len(work.store.list(marks)) - (work.actors - 1)  # so many others may be loading right now
+    if died >= LOADS_AT_MOST:
         raise RunError(
-            f"{LOADS_AT_MOST} processes died while they loaded the job's models, most likely for want of memory; "
+            f"{died} processes died while they loaded the job's models, most likely for want of memory; "
             f"ask for fewer actors (cluster.actors, now {work.actors}) or a smaller model"
         )
     work.store.mark(mark, b"")
@@ -269,14 +231,16 @@ def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
     if envelope.state in ("suspect", "kept", "fatal"):
         return {"state": envelope.state, "unit": envelope.unit, **envelope.told}
     try:
-        commit_unit(work.store, _unit_commit(envelope, work))
+        previous = load_receipt(work.store, envelope.unit) if envelope.told["retry"] else None
+        if previous is None or previous.epoch < work.epoch:  # else this task is executed again, and had come to its end
+            commit_unit(work.store, _unit_commit(envelope, previous, work))
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return {"state": "fatal", "unit": envelope.unit, **fatal(envelope.unit, error).told}
     timing = {key: envelope.told.get(key) for key in ("actor", "seconds", "since_ready")}
     return {"state": "done", "unit": envelope.unit, **timing}
 
 
-def _unit_commit(envelope: Envelope, work: Work) -> UnitCommit:
+def _unit_commit(envelope: Envelope, previous: Receipt | None, work: Work) -> UnitCommit:
     told, rows = envelope.told, envelope.rows
     assert rows is not None, "only read units are committed"
     table = rows
@@ -284,7 +248,6 @@ def _unit_commit(envelope: Envelope, work: Work) -> UnitCommit:
         values = pa.nulls(rows.num_rows, column.type) if envelope.added is None else envelope.added[column.name]
         table = table.append_column(column, values)
     schema = pa.schema([*_schema_read(work), *work.added], metadata=work.read.schema.metadata)
-    previous = load_receipt(work.store, envelope.unit) if told["retry"] else None
     filtered_before = previous.rows_filtered if previous is not None else 0
     return UnitCommit(
         unit=envelope.unit,

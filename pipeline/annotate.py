@@ -15,7 +15,7 @@ from pipeline.errors import CorpusmillError, Interrupted, RunError
 from pipeline.job import AnnotateJob
 from pipeline.output import manifest as manifests
 from pipeline.output import planfile, receipts
-from pipeline.output.layout import check_output
+from pipeline.output.layout import MANIFEST, check_output
 from pipeline.output.lease import Lease, sweep
 from pipeline.output.planfile import Plan
 from pipeline.output.receipts import Receipt
@@ -24,6 +24,7 @@ from pipeline.planning import (
     Models,
     added_columns,
     carried_columns,
+    changes,
     check_unchanged,
     corpus_notes,
     new_plan,
@@ -128,16 +129,17 @@ def _open(
     run_id: str,
     began: float,
 ) -> Run:
-    """Take the plan that this output was begun with, else the fresh one; clear what killed runs left."""
-    if fresh is None or planfile.exists(store):
-        plan = planfile.load(store)
+    """Take the plan that this output was begun with, else a fresh one; clear what killed runs left."""
+    standing, damaged = receipts.load_all(store)
+    plan = planfile.load(store) if planfile.exists(store) else None
+    begun = bool(standing or damaged) or store.exists(MANIFEST)
+    if plan is not None and (begun or not changes(job, models, plan)):
         check_unchanged(job, models, plan)
         notes = corpus_notes(job, plan)
-    else:
-        plan, told = fresh
+    else:  # there is nothing yet that a changed job could spoil
+        plan, told = fresh or new_plan(job, models, workers)
         notes = list(told)
         planfile.save(store, plan)
-    standing, damaged = receipts.load_all(store)
     for why in damaged:  # a receipt that cannot be trusted is none: its unit is computed again
         notes.append(f"{why}; its unit is computed again")
         store.delete(why.split(":")[0])

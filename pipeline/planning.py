@@ -224,7 +224,7 @@ def check_unchanged(job: AnnotateJob, models: Models, plan: Plan) -> None:
 
     Raises OutputError with every difference, and how to add an annotation without computing the others again.
     """
-    changed = differences(plan.job, job.pinned()) + models_changed(models, plan)
+    changed = changes(job, models, plan)
     if changed:
         raise OutputError(
             f"{job.output.path} was made by a job that differs:\n  " + "\n  ".join(changed) + "\n"
@@ -232,6 +232,11 @@ def check_unchanged(job: AnnotateJob, models: Models, plan: Plan) -> None:
             "already, put it into a job of its own with `output: {columns: none, path: <another folder>}`: a sidecar, "
             "whose rows join on `_file` and `_row`."
         )
+
+
+def changes(job: AnnotateJob, models: Models, plan: Plan) -> list[str]:
+    """One line for each difference between a job and the one that a plan was made for."""
+    return differences(plan.job, job.pinned()) + models_changed(models, plan)
 
 
 def models_changed(models: Models, plan: Plan) -> list[str]:

@@ -1,10 +1,12 @@
-"""A task that raises loses the texts that made it raise, and no others.
+"""A task that raises, or that answers amiss, loses the texts that made it do so, and no others.
 
     annotate_surviving(task, Texts(["good", "bad", "good"])) -> failures={1: Failure(MODEL_FAILED, "ValueError: …")}
 
 The shipped tasks tell their failures themselves; a user's own code may not. The texts are halved until the ones that
 raise stand alone.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,7 @@ LONGEST_DETAIL = 300
 def annotate_surviving(task: Task, texts: Texts) -> Annotation:
     """What the task says of the texts; those that it raises for are told in `failures`."""
     try:
-        return task.annotate(texts)
+        return _fitting(task, task.annotate(texts), len(texts.values))
     except CorpusmillError:  # no text is to blame: the device or the job is
         raise
     except Exception as error:  # noqa: BLE001 - whatever a user's task raises
@@ -31,11 +33,10 @@ def _halved(task: Task, texts: Texts) -> Annotation:
     middle = len(texts.values) // 2
     first = annotate_surviving(task, _part(texts, 0, middle))
     second = annotate_surviving(task, _part(texts, middle, len(texts.values)))
-    names = {field.name: field.type for field in task.fields()}
     return Annotation(
         columns={
-            name: pa.concat_arrays([_whole(part.columns[name]).cast(kind) for part in (first, second)])
-            for name, kind in names.items()
+            field.name: pa.concat_arrays([part.columns[field.name] for part in (first, second)])
+            for field in task.fields()
         },
         tokens_R=np.concatenate([first.tokens_R, second.tokens_R]),
         truncated_R=np.concatenate([first.truncated_R, second.truncated_R]),
@@ -43,6 +44,19 @@ def _halved(task: Task, texts: Texts) -> Annotation:
         forward_tokens=first.forward_tokens + second.forward_tokens,
         padding_tokens=first.padding_tokens + second.padding_tokens,
     )
+
+
+def _fitting(task: Task, found: Annotation, rows: int) -> Annotation:
+    """The annotation with whole columns of the types that the task told; ValueError where it does not fit its texts."""
+    columns = {}
+    for field in task.fields():
+        if field.name not in found.columns:
+            raise ValueError(f"the task gave no column '{field.name}'")
+        columns[field.name] = _whole(found.columns[field.name]).cast(field.type)
+    for name, values in (*columns.items(), ("tokens_R", found.tokens_R), ("truncated_R", found.truncated_R)):
+        if len(values) != rows:
+            raise ValueError(f"the task gave {len(values)} values of '{name}' for {rows} texts")
+    return replace(found, columns=columns)
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -22,7 +22,10 @@ class Touchy(Task):
             raise ValueError("I do not like it")
         if "huge" in texts.values:
             raise MemoryError
-        return Annotation.of({"chars": pa.array([len(text) for text in texts.values])}, len(texts.values))
+        if "nameless" in texts.values:
+            return Annotation.of({}, len(texts.values))
+        chars = [len(text) for text in texts.values if text != "skipped"]
+        return Annotation.of({"chars": pa.array(chars)}, len(texts.values))
 
 
 TOUCHY = Touchy(AnnotationSettings(name="t", task="touchy", text="text"), None)
@@ -45,3 +48,12 @@ def test_the_journal_hears_the_places_in_the_whole() -> None:
     heard: list[list[int]] = []
     annotate_surviving(TOUCHY, Texts(["a", "b", "bad", "c"], running=lambda rows: heard.append(list(rows))))
     assert heard == [[0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+
+
+def test_an_answer_that_does_not_fit_its_texts_is_a_failure_like_any_other() -> None:
+    found = annotate_surviving(TOUCHY, Texts(["good", "skipped", "fine too", "nameless"]))
+    assert found.columns["chars"].to_pylist() == [4, None, 8, None]
+    assert {row: failure.detail for row, failure in found.failures.items()} == {
+        1: "ValueError: the task gave 0 values of 'chars' for 1 texts",
+        3: "ValueError: the task gave no column 'chars'",
+    }

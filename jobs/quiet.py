@@ -34,6 +34,10 @@ def quiet() -> Iterator[tuple[TextIO, Path]]:
 @contextlib.contextmanager
 def _redirected(log: int) -> Iterator[TextIO]:
     shown = sys.stderr
+    if shown is None:  # the caller closed it
+        with open(os.devnull, "w", encoding="utf-8") as nobody:  # noqa: PTH123 - a device
+            yield nobody
+        return
     try:
         if shown.fileno() != 2:
             raise OSError

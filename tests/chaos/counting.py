@@ -32,6 +32,10 @@ class Counting(Task):
     def annotate(self, texts: Texts) -> Annotation:
         if any("KILL" in text for text in texts.values):
             os.kill(os.getpid(), signal.SIGKILL)
+        if any("RAISE" in text for text in texts.values):
+            raise ValueError("asked to raise")
+        if any("HUGE" in text for text in texts.values):
+            bytearray(1 << 50)  # more than any machine can address
         time.sleep(self.config.pause)
         if self.config.log is not None:
             with Path(self.config.log).open("a") as log:

@@ -1,9 +1,10 @@
 """Jobs as users write them, run through the command in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,33 @@ Command = Callable[..., Answer]
 def corpusmill(tmp_path: Path) -> Command:
     """`corpusmill ARGUMENTS` in the test's own folder."""
 
-    def run(*arguments: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None) -> Answer:
-        import os
-
-        command = [str(Path(sys.executable).with_name("corpusmill")), *arguments]
+    def run(
+        *arguments: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, before: Sequence[str] = ()
+    ) -> Answer:
+        command = [*before, str(Path(sys.executable).with_name("corpusmill")), *arguments]
         done = subprocess.run(
             command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=300
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Answer(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`corpusmill ARGUMENTS` in this process and the test's own folder: for what is decided before Ray starts."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Answer:
+        from jobs.cli import main
+
+        capfd.readouterr()
+        code = main(list(arguments))
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        assert "starting Ray" not in err, err
+        return Answer(code, out, err)
 
     return run
 

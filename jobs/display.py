@@ -64,8 +64,15 @@ class LiveBar:
         self._began = clock()
         self._spinner = Spinner("dots", style="cyan")
         self._phase = "starting"
-        # What libraries print goes above the bar, and never to standard output: Live takes both streams over.
-        self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=8, transient=True)
+        # What libraries print goes to a log (`jobs.quiet`), not above the bar: Live leaves the standard streams alone.
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._view,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     def __enter__(self) -> Self:
         """Show the bar."""

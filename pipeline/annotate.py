@@ -15,7 +15,7 @@ from pipeline.errors import CorpusmillError, Interrupted, RunError
 from pipeline.job import AnnotateJob
 from pipeline.output import manifest as manifests
 from pipeline.output import planfile, receipts
-from pipeline.output.layout import MANIFEST, check_output
+from pipeline.output.layout import MANIFEST, RECEIPTS, check_output
 from pipeline.output.lease import Lease, sweep
 from pipeline.output.planfile import Plan
 from pipeline.output.receipts import Receipt
@@ -23,13 +23,13 @@ from pipeline.output.storage import Store
 from pipeline.planning import (
     Models,
     added_columns,
+    as_pinned,
     carried_columns,
     changes,
     check_unchanged,
     corpus_notes,
     new_plan,
     pin_models,
-    pinned_device,
     place,
     read_plan,
     specs,
@@ -144,7 +144,7 @@ def _open(
         notes.append(f"{why}; its unit is computed again")
         store.delete(why.split(":")[0])
     notes += sweep(store, standing, epoch)
-    return Run(job, store, models, plan, pinned_device(plan, workers), epoch, run_id, standing, began, notes)
+    return Run(job, store, models, plan, as_pinned(plan, workers), epoch, run_id, standing, began, notes)
 
 
 def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -> Tally:
@@ -170,8 +170,9 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
                 watcher.advance(tally.snapshot(time.monotonic()))
                 _check_limit(run, tally)
     except KeyboardInterrupt:
+        committed = len(run.store.list(RECEIPTS))  # also those whose word was still on its way
         raise Interrupted(
-            f"interrupted: {tally.units_done} of {tally.units_total} units are committed; the same command goes on"
+            f"interrupted: {committed} of {tally.units_total} units are committed; the same command goes on"
         ) from None
     except _TooManyQuarantined:
         watcher.note(

@@ -31,7 +31,7 @@ def glance(
     if sum(file["rows"] for file in parts) <= ROWS_COUNTED:
         for each in job.annotations:
             column = f"{each.name}_label"
-            if column in names:
+            if column in names and not pa.types.is_nested(first.schema_arrow.field(column).type):
                 counts[each.name] = _counted(store, [file["path"] for file in parts], column)
     return rows.select(_worth_showing(job, planfile.load(store).schema, names)), counts
 

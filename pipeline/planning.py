@@ -20,16 +20,15 @@ from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, list_files, open_corpus
 from pipeline.corpus.text import compile_text
-from pipeline.errors import CorpusError, OutputError
+from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, resolve_dtype
 from pipeline.models.reference import PinnedModel, pin
+from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
 from pipeline.tasks.base import AnnotationSettings
-from pipeline.workers import Cluster, Device, Workers
-
-PLAN_VERSION = 1
+from pipeline.workers import Cluster, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +273,20 @@ def place(cluster: Cluster, models: Models) -> Workers:
     return cluster.workers(models.weights_bytes)
 
 
-def pinned_device(plan: Plan, workers: Workers) -> Workers:
-    """The workers with the threads that the plan pinned, so that a resumed run sums in the same order."""
-    threads = {each.threads for each in plan.annotations.values()}
-    device: Device = workers.device
-    assert len(threads) == 1
-    return replace(workers, threads=threads.pop()) if device == "cpu" else workers
+def as_pinned(plan: Plan, workers: Workers) -> Workers:
+    """The workers with the threads that the plan pinned, so that a resumed run sums in the same order.
+
+    Raises PlacementError where models would run on another kind of device than the plan pinned.
+    """
+    pinned = next(iter(plan.annotations.values()))  # all have the same device and threads
+    if pinned.device != workers.device and any(each.digest for each in plan.annotations.values()):
+        way = (
+            "cluster.gpus_per_actor: 0"
+            if pinned.device == "cpu"
+            else "cluster.gpus_per_actor: 1 on a machine with GPUs"
+        )
+        raise PlacementError(
+            f"this output was begun on device {pinned.device}, and the actors would compute on {workers.device}, which "
+            f"gives other values; go on with {way}, or name another output.path"
+        )
+    return replace(workers, threads=pinned.threads)

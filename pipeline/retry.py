@@ -11,7 +11,7 @@ from pipeline.job import AnnotateJob
 from pipeline.output import planfile, receipts
 from pipeline.output.lease import Lease, sweep
 from pipeline.output.storage import Store
-from pipeline.planning import models_changed, pin_models, pinned_device, place
+from pipeline.planning import as_pinned, models_changed, pin_models, place
 from pipeline.progress import Watcher
 from pipeline.stages import Order
 from pipeline.workers import Cluster
@@ -43,7 +43,7 @@ def retry(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | N
                 "run its job to the end, then retry"
             )
         notes = sweep(store, standing, lease.epoch)
-        workers = pinned_device(plan, place(cluster, models))
+        workers = as_pinned(plan, place(cluster, models))
         run = Run(job, store, models, plan, workers, lease.epoch, run_id, standing, began, list(notes))
         orders = [Order(unit, retry=True) for unit in plan.units if standing[unit.id].reasons]
         tally = compute(run, orders, cluster, watcher)

@@ -1,0 +1,257 @@
+"""From a job to its plan: what makes it impossible, what must not change, and what the user is told."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import CorpusError, OutputError, PlacementError
+from pipeline.job import AnnotateJob
+from pipeline.models.reference import PinnedModel
+from pipeline.output.planfile import Plan, from_bytes, to_bytes
+from pipeline.planning import (
+    Models,
+    added_columns,
+    as_pinned,
+    carried_columns,
+    check_unchanged,
+    corpus_notes,
+    new_plan,
+    pin_models,
+    read_plan,
+    specs,
+)
+from pipeline.workers import Workers
+
+COUNTING = Path(__file__).parent.parent / "chaos/counting.py"
+WORKERS = Workers(actors=2, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
+TABLE = pa.table({"text": [f"text {row}" for row in range(100)], "number": list(range(100))})
+
+Jobs = Callable[..., AnnotateJob]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two files of 100 rows in row groups of 50."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a", "b"):
+        pq.write_table(TABLE, folder / f"{name}.parquet", row_group_size=50)
+    return folder
+
+
+@pytest.fixture
+def job(corpus: Path, tmp_path: Path) -> Jobs:
+    """A job with one annotation that costs nothing; `names` gives it several."""
+
+    def make(names: tuple[str, ...] = ("size",), text: str = "text", **sections: Any) -> AnnotateJob:
+        return AnnotateJob.model_validate(
+            {
+                "allow_code": True,
+                "corpus": {"path": str(corpus)} | sections.get("corpus", {}),
+                "annotations": [
+                    {"name": name, "task": str(COUNTING), "text": text} | sections.get("annotation", {})
+                    for name in names
+                ],
+                "output": {"path": str(tmp_path / "out")} | sections.get("output", {}),
+            }
+        )
+
+    return make
+
+
+def _plan(job: AnnotateJob, workers: Workers = WORKERS) -> Plan:
+    return new_plan(job, pin_models(job), workers)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- possible
+
+
+def test_a_plan_says_what_will_be_done(job: Jobs) -> None:
+    plan = _plan(job())
+    assert (plan.rows, plan.rows_pruned, [each.path for each in plan.fragments]) == (
+        200,
+        0,
+        ["a.parquet", "b.parquet"],
+    )
+    pinned = plan.annotations["size"]
+    assert (pinned.ref, pinned.digest, pinned.dtype, pinned.device, pinned.threads) == (None, None, None, "cpu", 1)
+
+
+def test_a_text_of_an_unknown_column_names_its_annotation(job: Jobs) -> None:
+    with pytest.raises(CorpusError, match=r"annotation 'size': .*'txt'.*did you mean 'text'"):
+        _plan(job(text="{txt}"))
+
+
+def test_a_column_that_the_corpus_has_already_is_not_added(job: Jobs, corpus: Path) -> None:
+    pq.write_table(TABLE.append_column("size_chars", [list(range(100))]), corpus / "a.parquet")
+    with pytest.raises(CorpusError, match=r"a column 'size_chars' already.*give the annotation another `name`"):
+        _plan(job())
+
+
+def test_two_annotations_never_add_one_column(job: Jobs, tmp_path: Path) -> None:
+    words = COUNTING.read_text().replace('pa.field("chars"', 'pa.field("b_tokens"').replace('"chars":', '"b_tokens":')
+    (tmp_path / "odd.py").write_text(words)
+    with pytest.raises(CorpusError, match="two annotations would add a column 'a_b_tokens'"):
+        _plan(job(names=("a", "a_b"), annotation={"task": str(tmp_path / "odd.py")}))
+
+
+def test_output_columns_must_be_in_the_corpus(job: Jobs) -> None:
+    with pytest.raises(CorpusError, match=r"output\.columns names 'nummer', which is not in the corpus: text, number"):
+        _plan(job(output={"columns": ["text", "nummer"]}))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "words"),
+    [
+        (["_file"], [["a"] * 100], r"has a column '_file', but its '_row' is not there instead of int64"),
+        (["_row"], [list(range(100))], r"has a column '_row', but its '_file' is not there instead of string"),
+        (["_file", "_row"], [["a"] * 100, ["b"] * 100], r"its '_row' is string instead of int64"),
+    ],
+)
+def test_identity_of_another_kind_is_refused(
+    job: Jobs, corpus: Path, names: list[str], values: list[list[object]], words: str
+) -> None:
+    table = TABLE
+    for name, column in zip(names, values, strict=True):
+        table = table.append_column(name, [column])
+    for file in ("a", "b"):
+        pq.write_table(table, corpus / f"{file}.parquet")
+    with pytest.raises(CorpusError, match=words):
+        _plan(job())
+
+
+def test_an_output_of_ours_brings_its_identity_along(job: Jobs, corpus: Path) -> None:
+    for file in ("a", "b"):
+        ours = TABLE.append_column("_file", [[file] * 100]).append_column("_row", [list(range(100))])
+        pq.write_table(ours, corpus / f"{file}.parquet")
+    plan = _plan(job())
+    assert plan.identity_carried
+    assert carried_columns(job(), plan) == ("text", "number")
+
+
+# ------------------------------------------------------------------------------------------------------ rows, columns
+
+
+def test_row_groups_that_the_filter_excludes_are_pruned_and_counted(job: Jobs) -> None:
+    plan = _plan(job(corpus={"filter": "number >= 50"}))
+    assert (plan.rows, plan.rows_pruned) == (100, 100)
+    assert read_plan(job(corpus={"filter": "number >= 50"}), plan).filter == "number >= 50"
+
+
+def test_a_sample_is_of_the_rows_that_the_filter_keeps_and_nothing_is_left_to_filter(job: Jobs) -> None:
+    sampled = job(corpus={"filter": "number >= 90", "sample": 7})
+    plan = _plan(sampled)
+    assert (plan.rows, plan.rows_pruned) == (7, 0)
+    chosen = [row for unit in plan.units for span in unit.spans for row in span.selected or ()]
+    assert all(row >= 90 for row in chosen)
+    assert read_plan(sampled, plan).filter is None
+    assert _plan(sampled).units == plan.units
+
+
+def test_a_sample_larger_than_what_is_kept_takes_it_all(job: Jobs) -> None:
+    assert _plan(job(corpus={"filter": "number >= 90", "sample": 1000})).rows == 20
+    assert _plan(job(corpus={"sample": 30})).rows == 30
+
+
+@pytest.mark.parametrize(
+    ("wanted", "carried", "read"),
+    [
+        ("all", ("text", "number"), ("text", "number")),
+        (["number"], ("number",), ("text", "number")),
+        ("none", (), ("text",)),
+        ([], (), ("text",)),
+    ],
+)
+def test_only_columns_that_are_carried_or_rendered_are_read(
+    job: Jobs, wanted: object, carried: tuple[str, ...], read: tuple[str, ...]
+) -> None:
+    made = job(output={"columns": wanted})
+    plan = _plan(made)
+    assert (carried_columns(made, plan), read_plan(made, plan).columns) == (carried, read)
+
+
+def test_added_columns_stand_in_the_order_of_the_annotations(job: Jobs) -> None:
+    made = job(names=("b", "a"), annotation={"errors": "keep"})
+    names = [field.name for field in added_columns(made, pin_models(made))]
+    assert names == [
+        f"{each}_{column}" for each in "ba" for column in ("chars", "label", "tokens", "truncated", "error")
+    ]
+
+
+def test_a_users_own_task_travels_by_its_absolute_path(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(COUNTING.parent)
+    made = job(annotation={"task": "counting.py"})
+    models = pin_models(made)
+    (spec,) = specs(made, models, _plan(made).annotations)
+    assert spec.settings["task"] == str(COUNTING)
+
+
+# ---------------------------------------------------------------------------------------------------------- unchanged
+
+
+def test_the_same_job_goes_on_also_with_other_limits_and_elsewhere(job: Jobs, tmp_path: Path) -> None:
+    plan = from_bytes(to_bytes(_plan(job())))
+    check_unchanged(job(), pin_models(job()), plan)
+    check_unchanged(job(output={"path": str(tmp_path / "moved")}), pin_models(job()), plan)
+
+
+def test_every_difference_is_told_with_the_way_to_a_sidecar(job: Jobs) -> None:
+    plan = from_bytes(to_bytes(_plan(job())))
+    changed = job(names=("size", "more"), annotation={"max_chars": 9}, output={"columns": "none"})
+    with pytest.raises(OutputError, match="was made by a job that differs") as told:
+        check_unchanged(changed, pin_models(changed), plan)
+    lines = str(told.value).splitlines()
+    assert "  annotations.0.max_chars: was 10000000, is now 9" in lines
+    assert any(line.startswith("  annotations.1: is new") for line in lines)
+    assert "  output.columns: was 'all', is now 'none'" in lines
+    assert "`output: {columns: none, path: <another folder>}`" in lines[-1]
+
+
+def _with_model(plan: Plan, **changes: Any) -> Plan:
+    pinned = replace(plan.annotations["size"], ref="wheel:x/y", digest="53aa", **changes)
+    return replace(plan, annotations={"size": pinned})
+
+
+def test_a_model_with_another_digest_is_refused(job: Jobs) -> None:
+    models = Models({"size": PinnedModel("wheel:x/y", None, "/", "77bb", 90, {})})
+    with pytest.raises(OutputError, match=r"model of 'size' \(wheel:x/y\): its digest was 53aa, is now 77bb"):
+        check_unchanged(job(), models, _with_model(_plan(job())))
+
+
+def test_a_resumed_run_computes_with_the_threads_of_its_plan(job: Jobs) -> None:
+    plan = _with_model(_plan(job()), threads=3)
+    assert as_pinned(plan, WORKERS).threads == 3
+
+
+def test_a_resumed_run_on_another_kind_of_device_is_refused_with_the_way_on(job: Jobs) -> None:
+    plan, gpus = _plan(job()), replace(WORKERS, gpus_per_actor=1)
+    with pytest.raises(PlacementError, match=r"begun on device cpu, .* on cuda.*cluster\.gpus_per_actor: 0"):
+        as_pinned(_with_model(plan), gpus)
+    with pytest.raises(PlacementError, match=r"begun on device cuda, .* on cpu.*cluster\.gpus_per_actor: 1 on a"):
+        as_pinned(_with_model(plan, device="cuda"), WORKERS)
+    assert as_pinned(plan, gpus).device == "cuda"  # no model: nothing that a device could change
+
+
+# --------------------------------------------------------------------------------------------------------------- told
+
+
+def test_files_that_came_went_or_changed_since_the_plan_are_told(job: Jobs, corpus: Path) -> None:
+    made = job()
+    plan = _plan(made)
+    assert corpus_notes(made, plan) == []
+    for number in range(5):
+        pq.write_table(TABLE, corpus / f"new-{number}.parquet")
+    (corpus / "a.parquet").unlink()
+    os.utime(corpus / "b.parquet", ns=(1, 1))
+    added, gone, changed = corpus_notes(made, plan)
+    assert added.startswith("5 files were added since the plan")
+    assert added.endswith("new-0.parquet, new-1.parquet, new-2.parquet …")
+    assert gone.startswith("1 files are gone since the plan; rows of theirs without a receipt will be quarantined: a.")
+    assert changed.startswith("1 files changed since the plan")
+    assert changed.endswith(": b.parquet")

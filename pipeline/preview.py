@@ -40,7 +40,10 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
     A column `quarantine` holds the reasons of the rows that failed, null elsewhere.
     """
     models, _, plan, _ = _planned(job, cluster)
-    table = _first_rows(UnitReader(read_plan(job, plan)), plan, rows)
+    read = read_plan(job, plan)
+    shown_too = {*read.columns, *plan.partition}  # parts have them in their path, a terminal has no path
+    read = replace(read, columns=tuple(name for name in plan.schema.names if name in shown_too))
+    table = _first_rows(UnitReader(read), plan, rows)
     annotator = Annotator(specs(job, models, plan.annotations), table.table.schema)
     annotator.load()
     found = annotator.annotate(table.table, {problem.row for problem in table.problems})
@@ -93,14 +96,15 @@ def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Workers, Plan,
 
 def _first_rows(reader: UnitReader, plan: Plan, rows: int) -> ReadUnit:
     """The first rows that the filter keeps, over as many units as that takes."""
-    table, problems = reader.empty(), []
+    tables, problems, seen = [reader.empty()], [], 0
     for unit in plan.units:
         found = _read(reader, plan, unit)
-        problems += [replace(each, row=each.row + table.num_rows) for each in found.problems]
-        table = pa.concat_tables([table, found.table])
-        if table.num_rows >= rows:
+        problems += [replace(each, row=each.row + seen) for each in found.problems]
+        tables.append(found.table)
+        seen += found.table.num_rows
+        if seen >= rows:
             break
-    table = table.slice(0, rows)
+    table = pa.concat_tables(tables).slice(0, rows)
     return ReadUnit(table, [each for each in problems if each.row < table.num_rows], [], table.num_rows, 0)
 
 

@@ -1,0 +1,165 @@
+"""Every row gets what its text gave, wherever bad rows stand between."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
+from pipeline.output.planfile import PinnedAnnotation
+from pipeline.quarantine import Problem, Reason
+
+COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
+PINNED = PinnedAnnotation(None, None, None, None, None, "cpu", 1, 0)
+WORDY = """
+import numpy as np
+import pyarrow as pa
+from pipeline.tasks.base import Annotation, Task, Texts
+
+class Wordy(Task):
+    '''Words are tokens; annotations over the same texts count them once; long texts are cut to three.'''
+    calls = []
+
+    def fields(self):
+        return [pa.field("words", pa.list_(pa.string()))]
+
+    def annotate(self, texts: Texts) -> Annotation:
+        if texts.running is not None:
+            texts.running(range(len(texts.values)))
+        new = "words" not in texts.shared
+        words = texts.once("words", lambda: [text.split() for text in texts.values])
+        tokens = np.array([min(3, len(each)) for each in words], np.int32)
+        truncated = np.array([len(each) > 3 for each in words], np.bool_)
+        columns = {"words": pa.array([each[:3] for each in words], pa.list_(pa.string()))}
+        return Annotation(columns, tokens, truncated, {}, int(tokens.sum()) if new else 0, 2 if new else 0)
+"""
+
+
+def _annotator(schema: pa.Schema, *annotations: Mapping[str, Any]) -> Annotator:
+    specs = [
+        AnnotationSpec({"name": "size", "task": COUNTING, "text": "text"} | dict(each), True, None, PINNED)
+        for each in annotations or ({},)
+    ]
+    annotator = Annotator(specs, schema)
+    annotator.load()
+    return annotator
+
+
+def _table(*texts: str | None) -> pa.Table:
+    return pa.table({"text": pa.array(texts, pa.string())})
+
+
+def _lists(found: Annotations) -> dict[str, list[Any]]:
+    return {name: column.to_pylist() for name, column in found.columns.items()}
+
+
+def test_columns_are_named_typed_and_ordered_as_told() -> None:
+    annotator = _annotator(_table().schema, {}, {"name": "b", "errors": "keep"})
+    names = ["chars", "label", "tokens", "truncated"]
+    expected = [*(f"size_{name}" for name in names), *(f"b_{name}" for name in names), "b_error"]
+    assert [field.name for field in annotator.columns] == expected
+    found = annotator.annotate(_table("one", None))
+    assert {field.name: field.type for field in annotator.columns} == {
+        name: column.type for name, column in found.columns.items()
+    }
+
+
+def test_rows_without_a_good_text_hold_null_in_every_column() -> None:
+    table = _table(None, "one", "  ", "please FAIL", "three", "left out")
+    found = _annotator(table.schema).annotate(table, leave_out={5})
+    assert _lists(found) == {
+        "size_chars": [None, 3, None, None, 5, None],
+        "size_label": [None, "short", None, None, "short", None],
+        "size_tokens": [None, 0, None, None, 0, None],
+        "size_truncated": [None, False, None, None, False, None],
+    }
+    assert [(each.row, each.annotation, each.reason) for each in found.problems] == [
+        (0, "size", Reason.NULL_TEXT),
+        (2, "size", Reason.BLANK_TEXT),
+        (3, "size", Reason.MODEL_FAILED),
+    ]
+
+
+def test_errors_that_are_kept_stand_in_their_own_column_and_set_no_row_aside() -> None:
+    table = _table(None, "one", "please FAIL")
+    found = _annotator(table.schema, {"errors": "keep"}).annotate(table)
+    assert found.problems == []
+    null, good, failed = found.columns["size_error"].to_pylist()
+    assert null.startswith("null_text: ")
+    assert good is None
+    assert failed == "model_failed: asked to fail"
+    assert found.columns["size_chars"].to_pylist() == [None, 3, None]
+
+
+def test_a_row_that_was_left_out_has_no_error_of_its_own() -> None:
+    table = _table(None, "one")
+    found = _annotator(table.schema, {"errors": "keep"}).annotate(table, leave_out={0})
+    assert found.columns["size_error"].to_pylist() == [None, None]
+
+
+def test_each_annotation_tells_its_own_problem_of_a_row() -> None:
+    table = _table("a long text", "short")
+    found = _annotator(table.schema, {}, {"name": "brief", "max_chars": 5}).annotate(table)
+    assert [(each.row, each.annotation, each.reason) for each in found.problems] == [
+        (0, "brief", Reason.OVER_MAX_CHARS)
+    ]
+    assert found.columns["size_chars"].to_pylist() == [11, 5]
+    assert found.columns["brief_chars"].to_pylist() == [None, 5]
+
+
+def test_a_unit_without_rows_gives_columns_without_values() -> None:
+    found = _annotator(_table().schema).annotate(_table())
+    assert _lists(found) == {"size_chars": [], "size_label": [], "size_tokens": [], "size_truncated": []}
+
+
+def test_a_unit_whose_rows_are_all_at_fault_gives_nulls() -> None:
+    found = _annotator(_table().schema).annotate(_table("a", "b"), leave_out={0, 1})
+    assert found.columns["size_chars"].to_pylist() == [None, None]
+    assert found.problems == list[Problem]()
+
+
+@pytest.fixture
+def wordy(tmp_path: Path) -> str:
+    """A user's own task that counts words as tokens."""
+    (tmp_path / "wordy.py").write_text(WORDY)
+    return str(tmp_path / "wordy.py")
+
+
+def test_texts_that_annotations_share_go_through_a_model_once_and_count_once(wordy: str) -> None:
+    table = _table("one two", "one two three four five", None)
+    both = {"task": wordy}, {"task": wordy, "name": "again"}
+    found = _annotator(table.schema, *both).annotate(table)
+    assert (found.tokens, found.padding_tokens) == (5, 2)
+    assert found.tokens_by_annotation == {"size": 5, "again": 5}
+    assert found.columns["again_words"].to_pylist() == [["one", "two"], ["one", "two", "three"], None]
+    assert found.columns["size_tokens"].to_pylist() == [2, 3, None]
+    assert found.columns["again_truncated"].to_pylist() == [False, True, None]
+    apart = {"task": wordy}, {"task": wordy, "name": "again", "text": "{text}!"}
+    found = _annotator(table.schema, *apart).annotate(table)
+    assert found.tokens == 5 + 5
+
+
+def test_the_journal_hears_rows_of_the_unit(wordy: str) -> None:
+    table, heard = _table(None, "a", "b", None, "c"), list[list[int]]()
+    _annotator(table.schema, {"task": wordy}).annotate(table, {2}, lambda rows: heard.append(list(rows)))
+    assert heard == [[1, 4]]
+
+
+@given(st.lists(st.sampled_from([None, " ", "good", "please FAIL", "rather a long text, it is"]), max_size=30))
+def test_every_row_is_either_annotated_or_told_once(texts: list[str | None]) -> None:
+    table = _table(*texts)
+    found = _annotator(table.schema).annotate(table)
+    told = {each.row for each in found.problems}
+    assert len(told) == len(found.problems)
+    for row, (text, chars) in enumerate(zip(texts, found.columns["size_chars"].to_pylist(), strict=True)):
+        assert (row in told) == (chars is None)
+        assert chars is None or (text is not None and chars == len(text))
+
+
+def test_columns_of_a_task_come_after_its_own_fields() -> None:
+    spec = AnnotationSpec({"name": "n", "task": COUNTING, "text": "text"}, True, None, PINNED)
+    assert [field.name for field in columns_of(spec.task())] == ["n_chars", "n_label", "n_tokens", "n_truncated"]

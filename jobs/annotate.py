@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.annotate import Outcome as RunOutcome
 
+
 class AnnotateFile(AnnotateJob):
     """A whole job file of kind `annotate`."""
 

@@ -205,7 +205,7 @@ def _watched(phase: str | None = None) -> "Iterator[LiveBar | PlainLines]":
                     watching.phase(phase)
                 yield watching
         except RunError as error:
-            if log.stat().st_size:
+            if log is not None and log.stat().st_size:
                 error.add_note(f"what Ray and other libraries had to say is in {log}")
             raise
 

@@ -15,19 +15,24 @@ from typing import TextIO
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[tuple[TextIO, Path]]:
+def quiet() -> Iterator[tuple[TextIO, Path | None]]:
     """Standard error is a log file inside the block; the stream that is given writes to where it went before.
 
-    A log that is empty afterwards is removed. Where standard error is no real file (a test's), nothing is redirected.
+    A log that is empty afterwards is removed; where none can be written, there is none. Where standard error is no real
+    file (a test's), nothing is redirected.
     """
-    descriptor, name = tempfile.mkstemp(prefix="corpusmill-", suffix=".log")
-    log = Path(name)
+    log: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="corpusmill-", suffix=".log")
+        log = Path(name)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
     try:
         with _redirected(descriptor) as terminal:
             yield terminal, log
     finally:
         os.close(descriptor)
-        if log.stat().st_size == 0:
+        if log is not None and log.stat().st_size == 0:
             log.unlink()
 
 

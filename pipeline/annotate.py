@@ -164,6 +164,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         _check_limit(run, tally)
         watcher.phase(f"starting Ray and {run.workers.actors} actors")
         with cluster.connected():
+            watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
                 tally.came(receipt, run.receipts.get(receipt.unit), time.monotonic(), told)
                 run.receipts[receipt.unit] = receipt

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as fs
@@ -51,6 +52,8 @@ def file_system(path: str) -> tuple[fs.FileSystem, str]:
     if "://" not in path:
         # A path without the folder that it is relative to would mean something else in a worker.
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - Path keeps ".."
+    if path.startswith("file:///"):  # Arrow takes a glob's `?` for the beginning of options, and drops it
+        return fs.LocalFileSystem(), os.path.abspath(unquote(path.removeprefix("file://")))  # noqa: PTH100
     try:
         filesystem, inside = fs.FileSystem.from_uri(path)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -120,6 +120,7 @@ def test_paths_are_relative_to_the_current_folder_and_uris_name_their_file_syste
     monkeypatch.chdir(tmp_path)
     assert file_system("data/../x") == (LOCAL, str(tmp_path / "x"))
     assert file_system(f"file://{tmp_path}/x/") == (LOCAL, str(tmp_path / "x"))
+    assert file_system(f"file://{tmp_path}/a%20b/part-?.parquet") == (LOCAL, str(tmp_path / "a b/part-?.parquet"))
     with pytest.raises(CorpusError, match=r"corpus.path 'ftp://x/y' names no file system that can be read: .*ftp"):
         file_system("ftp://x/y")
 

@@ -75,7 +75,8 @@ def _part(texts: Texts, start: int, stop: int) -> Texts:
 def _failed(task: Task, error: Exception, rows: int) -> Annotation:
     """No annotation for the one text (or none) that there is."""
     reason = Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else Reason.MODEL_FAILED
-    detail = f"{type(error).__name__}: {error}"[:LONGEST_DETAIL]
+    message = str(error)
+    detail = f"{type(error).__name__}{': ' if message else ''}{message}"[:LONGEST_DETAIL]
     columns = {field.name: pa.nulls(rows, field.type) for field in task.fields()}
     failures = {row: Failure(reason, detail) for row in range(rows)}
     return Annotation(columns, np.zeros(rows, np.int32), np.zeros(rows, np.bool_), failures)

@@ -76,10 +76,10 @@ class TextSource:
                 return None
         unseen = "".join(value or "" for value in values)
         controls = len(_CONTROL.findall(unseen))
+        found = f"the text has {len(unseen)} character{'' if len(unseen) == 1 else 's'}, none visible"
         if controls:
-            detail = f"the text has {len(unseen)} characters, none visible, {controls} of them control characters"
-            return Failure(Reason.CONTROL_CHARACTERS, detail)
-        return Failure(Reason.BLANK_TEXT, f"the text has {len(unseen)} characters, none visible")
+            return Failure(Reason.CONTROL_CHARACTERS, f"{found}, {controls} of them control characters")
+        return Failure(Reason.BLANK_TEXT, found)
 
 
 def compile_text(expression: str, schema: pa.Schema) -> TextSource:

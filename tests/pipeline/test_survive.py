@@ -41,7 +41,7 @@ def test_only_the_texts_that_raise_fail(values: list[str]) -> None:
 def test_the_reason_says_what_was_raised() -> None:
     found = annotate_surviving(TOUCHY, Texts(["good", "bad", "huge"]))
     assert (found.failures[1].reason, found.failures[1].detail) == (Reason.MODEL_FAILED, "ValueError: I do not like it")
-    assert found.failures[2].reason is Reason.OUT_OF_MEMORY
+    assert (found.failures[2].reason, found.failures[2].detail) == (Reason.OUT_OF_MEMORY, "MemoryError")
 
 
 def test_the_journal_hears_the_places_in_the_whole() -> None:

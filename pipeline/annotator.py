@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline import tasks
 from pipeline.corpus.text import TextSource, compile_text
+from pipeline.errors import CorpusmillError, ModelError
 from pipeline.models.reference import PinnedModel
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem
@@ -79,7 +80,7 @@ class Annotator:
     def load(self) -> None:
         """Load each distinct model once and hand it to the tasks that use it.
 
-        Raises ModelError where one cannot be loaded.
+        Raises ModelError where one cannot be loaded or a task cannot start with it.
         """
         held: dict[tuple[object, ...], LoadedModel] = {}
         for spec, task in zip(self._specs, self._tasks, strict=True):
@@ -99,7 +100,13 @@ class Annotator:
                     threads=pinned.threads,
                     token_budget=pinned.token_budget,
                 )
-            task.start(held[key])
+            try:
+                task.start(held[key])
+            except CorpusmillError:
+                raise
+            except Exception as error:  # a user's own code may raise anything
+                words = f"{type(error).__name__}: {error}"
+                raise ModelError(f"annotation '{task.config.name}': its task could not start: {words}") from error
 
     def annotate(self, table: pa.Table, leave_out: Collection[int] = (), running: Running | None = None) -> Annotations:
         """Annotate the N rows of `table`; rows in `leave_out` are at fault already and get nulls.

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
+from pipeline.errors import ModelError
+from pipeline.models.reference import ModelSettings, pin
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem, Reason
 
@@ -163,3 +165,14 @@ def test_every_row_is_either_annotated_or_told_once(texts: list[str | None]) -> 
 def test_columns_of_a_task_come_after_its_own_fields() -> None:
     spec = AnnotationSpec({"name": "n", "task": COUNTING, "text": "text"}, True, None, PINNED)
     assert [field.name for field in columns_of(spec.task())] == ["n_chars", "n_label", "n_tokens", "n_truncated"]
+
+
+def test_a_task_that_cannot_start_with_its_model_is_told_with_its_annotation(minilm: Path, tmp_path: Path) -> None:
+    words = WORDY.replace("    calls = []\n", "    needs = 'AutoModel'\n")
+    words += "    def start(self, loaded):\n        raise KeyError('no such layer')\n"
+    (tmp_path / "late.py").write_text(words)
+    model = pin(ModelSettings(ref=str(minilm)))
+    pinned = PinnedAnnotation(model.ref, None, model.digest, "torch", "float32", "cpu", 1, 1024)
+    spec = AnnotationSpec({"name": "n", "task": str(tmp_path / "late.py"), "text": "text"}, True, model, pinned)
+    with pytest.raises(ModelError, match=r"annotation 'n': its task could not start: KeyError: 'no such layer'"):
+        Annotator([spec], _table().schema).load()

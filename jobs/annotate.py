@@ -101,6 +101,7 @@ def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float 
             )
     document: dict[str, Any] = dict(planfile.load(Store.at(output)).job) | {"kind": "annotate"}
     document["output"] = {**document["output"], "path": output}
+    del document["code"]  # not a setting: what the user's own task files were
     jobfile.override(document, overrides)
     job = jobfile.parse(document, AnnotateFile, output)
     return _outcome(job, again(job, RayCluster(job.cluster), watcher, began))

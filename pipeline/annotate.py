@@ -105,10 +105,11 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
     store = Store.at(job.output.path)
     check_apart(job.corpus, store.root)
     check_output(store.root)
-    models = pin_models(job)
+    begun = planfile.load(store) if planfile.exists(store) else None
+    models = pin_models(job, begun)
     workers = place(cluster, models)
     # A job that is refused leaves no folder behind, so it is planned before anything is written.
-    fresh = None if planfile.exists(store) else new_plan(job, models, workers)
+    fresh = new_plan(job, models, workers) if begun is None else None
     with Lease.acquire(store, run_id := new_run_id()) as lease:
         run = _open(job, models, store, workers, fresh, lease.epoch, run_id, began)
         for note in run.notes:
@@ -258,7 +259,7 @@ def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
                 "digest": pin.digest,
                 "engine": pin.engine,
                 "dtype": pin.dtype,
-                "tokens": sums["tokens_by_annotation"].get(name, 0),
+                "tokens": tally.tokens_by_annotation.get(name, 0),
             }
             for name, pin in run.plan.annotations.items()
         },

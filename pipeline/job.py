@@ -6,8 +6,10 @@ output: {path: out/topics}
 limits: {max_quarantined: 0.01}
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
@@ -56,6 +58,11 @@ def _of_its_task(value: object, info: ValidationInfo) -> object:
     return task.Config.model_validate(dict(value))
 
 
+def _code_sha256(task: str) -> str:
+    """Of a user's own task file: other code gives other values, whatever its options."""
+    return hashlib.sha256(Path(task).read_bytes()).hexdigest()
+
+
 class AnnotateJob(Settings):
     """One pass over a corpus that adds one or more annotations to each row."""
 
@@ -91,4 +98,5 @@ class AnnotateJob(Settings):
             "corpus": self.corpus.model_dump(mode="json"),
             "annotations": [each.model_dump(mode="json") for each in self.annotations],
             "output": {"columns": self.output.columns},
+            "code": {each.name: _code_sha256(each.task) for each in self.annotations if each.task.endswith(".py")},
         }

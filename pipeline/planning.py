@@ -23,7 +23,7 @@ from pipeline.corpus.text import compile_text
 from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, resolve_dtype
-from pipeline.models.reference import PinnedModel, pin
+from pipeline.models.reference import ModelSettings, PinnedModel, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
@@ -43,8 +43,11 @@ class Models:
         return sum({model.digest: model.weights_bytes for model in self.by_annotation.values() if model}.values())
 
 
-def pin_models(job: AnnotateJob) -> Models:
-    """Resolve every model reference of the job, each once; ModelError names the annotation."""
+def pin_models(job: AnnotateJob, plan: Plan | None = None) -> Models:
+    """Resolve every model reference of the job, each once; a branch or tag that a plan has resolved stays resolved.
+
+    Raises ModelError.
+    """
     pinned: dict[str, PinnedModel] = {}
     by_annotation: dict[str, PinnedModel | None] = {}
     for settings in job.annotations:
@@ -52,11 +55,20 @@ def pin_models(job: AnnotateJob) -> Models:
         if needs is None or settings.model is None:
             by_annotation[settings.name] = None
             continue
-        key = settings.model.model_dump_json()
+        wanted = _as_planned(settings.model, plan.annotations.get(settings.name) if plan else None)
+        key = wanted.model_dump_json()
         if key not in pinned:
-            pinned[key] = pin(settings.model)
-        by_annotation[settings.name] = pinned[key]
+            pinned[key] = pin(wanted)
+        by_annotation[settings.name] = replace(pinned[key], ref=settings.model.ref)
     return Models(by_annotation)
+
+
+def _as_planned(settings: ModelSettings, pinned: PinnedAnnotation | None) -> ModelSettings:
+    """The reference with the commit that the plan found for it, where it is one to the hub."""
+    if pinned is None or pinned.revision is None or pinned.ref != settings.ref:
+        return settings
+    name, _, _ = settings.ref.partition("@")
+    return settings.model_copy(update={"ref": f"{name}@{pinned.revision}"})
 
 
 def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]) -> tuple[AnnotationSpec, ...]:

@@ -31,7 +31,7 @@ def retry(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | N
     watcher.phase("planning")
     store = Store.at(job.output.path)
     plan = planfile.load(store)
-    models = pin_models(job)
+    models = pin_models(job, plan)
     if changed := models_changed(models, plan):
         raise ModelError(f"{job.output.path} was annotated by other weights; restore them:\n  " + "\n  ".join(changed))
     with Lease.acquire(store, run_id := new_run_id()) as lease:

@@ -116,6 +116,7 @@ class Tally:
     rows_first: int = 0  # of this run's first receipt
     tokens: int = 0
     padding_tokens: int = 0
+    tokens_by_annotation: dict[str, int] = field(default_factory=dict)
 
     def stands(self, receipts: Iterable[Receipt]) -> None:
         """Receipts that earlier runs wrote."""
@@ -133,6 +134,9 @@ class Tally:
         self.quarantine.add(receipt)
         self.tokens += tokens
         self.padding_tokens += receipt.padding_tokens - (previous.padding_tokens if previous else 0)
+        for name, count in receipt.tokens_by_annotation.items():
+            before = previous.tokens_by_annotation.get(name, 0) if previous else 0
+            self.tokens_by_annotation[name] = self.tokens_by_annotation.get(name, 0) + count - before
         if told.get("actor") is not None:
             seconds, since_ready = float(str(told["seconds"])), float(str(told["since_ready"]))
             if self.pace.first is None:

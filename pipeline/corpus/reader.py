@@ -12,13 +12,14 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from pipeline.corpus.filter import parse_filter
+from pipeline.corpus.filter import RowFilter, parse_filter
 from pipeline.corpus.fragments import DECODE_ERRORS, UnreadableFileError, check_names, open_parquet, row_groups_of
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.listing import ListedFile, first_line, look
@@ -95,6 +96,12 @@ class _Collected:
             self.lost += [Lost(file, first, count, reason, detail) for first, count in ranges_of(rows)]
 
 
+@lru_cache(maxsize=4)
+def _parsed(sql: str, schema: pa.Schema) -> RowFilter:
+    """A run's filter, parsed once in each process."""
+    return parse_filter(sql, schema)
+
+
 class UnitReader:
     """Reads units of one plan. Nothing that is wrong with a file or a row raises: it is told in the `ReadUnit`."""
 
@@ -105,7 +112,7 @@ class UnitReader:
         names = [name for name in plan.columns if name not in {each.name for each in identity}]
         fields = [plan.schema.field(name) for name in names]
         self._schema = pa.schema([*fields, *identity], metadata=plan.schema.metadata)
-        row_filter = None if plan.filter is None else parse_filter(plan.filter, plan.schema)
+        row_filter = None if plan.filter is None else _parsed(plan.filter, plan.schema)
         read = self._schema.names if plan.identity_carried else names
         self._rows = RowReader(plan.schema, read, plan.partition, row_filter)
 

@@ -59,8 +59,19 @@ def test_limits_are_rows_or_a_share(limit: object) -> None:
 
 def test_what_is_pinned_is_plain_and_leaves_out_where_the_output_lies_and_the_limits() -> None:
     pinned = _job(limits={"max_quarantined": 3}).pinned()
-    assert sorted(pinned) == ["allow_code", "annotations", "corpus", "output"]
+    assert sorted(pinned) == ["allow_code", "annotations", "code", "corpus", "output"]
     assert pinned["output"] == {"columns": "all"}
     assert pinned["annotations"][0] | {"pause": 0.0} == pinned["annotations"][0]
     assert _job(limits={"stop_early": True}, output={"path": "elsewhere"}).pinned() == pinned
     assert _job(output={"path": "out", "columns": "none"}).pinned() != pinned
+
+
+def test_what_is_pinned_tells_a_users_own_code_that_changed(tmp_path: Path) -> None:
+    counting = Path(__file__).parent.parent / "chaos/counting.py"
+    own = tmp_path / "own.py"
+    own.write_text(counting.read_text())
+    job = _job({"task": str(own)})
+    before = job.pinned()["code"]
+    own.write_text(counting.read_text() + "\n# another word\n")
+    assert job.pinned()["code"].keys() == before.keys() == {"size"}
+    assert job.pinned()["code"] != before

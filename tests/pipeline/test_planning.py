@@ -12,10 +12,11 @@ import pytest
 
 from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.job import AnnotateJob
-from pipeline.models.reference import PinnedModel
-from pipeline.output.planfile import Plan, from_bytes, to_bytes
+from pipeline.models.reference import ModelSettings, PinnedModel
+from pipeline.output.planfile import PinnedAnnotation, Plan, from_bytes, to_bytes
 from pipeline.planning import (
     Models,
+    _as_planned,
     added_columns,
     as_pinned,
     carried_columns,
@@ -255,3 +256,12 @@ def test_files_that_came_went_or_changed_since_the_plan_are_told(job: Jobs, corp
     assert gone.startswith("1 files are gone since the plan; rows of theirs without a receipt will be quarantined: a.")
     assert changed.startswith("1 files changed since the plan")
     assert changed.endswith(": b.parquet")
+
+
+def test_a_hub_branch_that_a_plan_has_resolved_stays_resolved() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    settings = ModelSettings(ref="hub:org/name@main")
+    planned = PinnedAnnotation(settings.ref, commit, "d1", "torch", "float32", "cpu", 1, 2048)
+    assert _as_planned(settings, planned).ref == f"hub:org/name@{commit}"
+    assert _as_planned(settings, None) == settings
+    assert _as_planned(ModelSettings(ref="hub:org/name@v2"), planned).ref == "hub:org/name@v2"

@@ -16,9 +16,9 @@ from pipeline.corpus.text import TextSource, compile_text
 from pipeline.errors import CorpusmillError, ModelError
 from pipeline.models.reference import PinnedModel
 from pipeline.output.planfile import PinnedAnnotation
-from pipeline.quarantine import Problem
+from pipeline.quarantine import Failure, Problem
 from pipeline.survive import annotate_surviving
-from pipeline.tasks.base import Annotation, AnnotationSettings, Failure, Task, Texts
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel

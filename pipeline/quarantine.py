@@ -41,6 +41,14 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one text got no annotation."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One row of a unit that failed.
 

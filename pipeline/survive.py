@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import CorpusmillError
-from pipeline.quarantine import Reason
-from pipeline.tasks.base import Annotation, Failure, Task, Texts
+from pipeline.quarantine import Failure, Reason
+from pipeline.tasks.base import Annotation, Task, Texts
 
 LONGEST_DETAIL = 300
 """Characters of an exception's message that a quarantined row carries."""

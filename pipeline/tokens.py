@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import JobError, ModelError
-from pipeline.quarantine import Reason
-from pipeline.tasks.base import Failure
+from pipeline.quarantine import Failure, Reason
 from pipeline.windows import spans
 
 Ids = npt.NDArray[np.int32]

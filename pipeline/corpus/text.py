@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.corpus.column import ColumnPath, find_dotted, is_text
 from pipeline.errors import CorpusError
-from pipeline.quarantine import Reason
-from pipeline.tasks.base import Failure
+from pipeline.quarantine import Failure, Reason
 
 # Without those that only move the cursor: a text of tabs and line ends is blank, not odd.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")

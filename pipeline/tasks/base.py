@@ -28,7 +28,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from pipeline.models.reference import ModelSettings, PinnedModel
-from pipeline.quarantine import Reason
+from pipeline.quarantine import Failure
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,14 +80,6 @@ class AnnotationSettings(Settings):
 
     errors: Literal["quarantine", "keep"] = "quarantine"
     """What happens to a row that cannot be annotated: set aside, or kept with its `<name>_error`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why one text got no annotation."""
-
-    reason: Reason
-    detail: str
 
 
 @dataclass(slots=True)

@@ -23,7 +23,8 @@ from pipeline import windows
 from pipeline.errors import JobError, ModelError
 from pipeline.models.inspection import Pooling, modules_of, pooling_of, positions_tokens, window_tokens
 from pipeline.models.reference import PinnedModel
-from pipeline.tasks.base import Annotation, AnnotationSettings, Failure, Task, Texts
+from pipeline.quarantine import Failure
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 from pipeline.tokens import PieceMaker, Pieces
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.quarantine import Reason
-from pipeline.tasks.base import Annotation, AnnotationSettings, Failure, Task, Texts
+from pipeline.quarantine import Failure, Reason
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 
 
 class Counting(Task):

@@ -1,6 +1,7 @@
 """Killed at any write and at any moment, the same command goes on, and the output is an undisturbed run's.
 
-`CORPUSMILL_KILLS=100` runs as many kills as a release wants; the default is what CI has time for.
+`CORPUSMILL_KILLS=100` runs as many kills as a release wants, `CORPUSMILL_SEED` others; the default is what CI has time
+for. With `pytest -s` each kill is told.
 """
 
 import json
@@ -25,6 +26,7 @@ from pipeline.output.failpoints import NAMES
 from pipeline.output.verify import verify
 
 KILLS = int(os.environ.get("CORPUSMILL_KILLS", "8"))
+SEED = int(os.environ.get("CORPUSMILL_SEED", "20261121"))
 UNITS, ROWS_A_UNIT = 24, 40
 IN_FLIGHT = 2 * 2 + 2 + 2  # two units for each of two actors, and those being read and committed
 COUNTING = Path(__file__).with_name("counting.py")
@@ -96,7 +98,7 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def test_any_number_of_kills_leaves_the_output_of_an_undisturbed_run(
     corpus: Path, undisturbed: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
-    chance = random.Random(20261121)
+    chance = random.Random(SEED)
     kills = outputs = 0
     while kills < KILLS:
         outputs += 1
@@ -116,9 +118,12 @@ def _run_to_the_end(job: Job, chance: random.Random, kills_left: int) -> int:
     while True:
         failpoint, kill = _choose(chance) if kills < kills_left else (None, _nobody)
         process = job.start(failpoint)
-        kills += kill(job, process, chance)
+        hit = kill(job, process, chance)
+        kills += hit
         output, errors = process.communicate(timeout=180)
         assert "Traceback" not in errors
+        whom = failpoint or getattr(kill, "__name__", "")
+        print(f"{whom}: {'hit' if hit else 'missed'}, {job.receipts()} of {UNITS} receipts, exit {process.returncode}")
         if process.returncode == 0:
             assert json.loads(output.splitlines()[-1])["units_skipped"] >= before
             return kills

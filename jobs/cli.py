@@ -26,6 +26,8 @@ import typer
 from pipeline.errors import CorpusmillError, Interrupted, RunError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
 
     from jobs.annotate import Outcome
@@ -195,12 +197,13 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signatu
 def _watched(phase: str | None = None) -> "Iterator[LiveBar | PlainLines]":
     """Somebody looks on, on standard error; what libraries print goes to a log, so that answers stay clean."""
     from jobs.display import watcher
-    from jobs.quiet import quiet
+    from jobs.quiet import last_words, quiet
 
     with quiet() as (terminal, log):
         watching = watcher(terminal)
         try:
-            with _interruptible(watching), watching, contextlib.redirect_stdout(sys.stderr):
+            words = contextlib.nullcontext() if phase else last_words(terminal, _killed(log))
+            with words, _interruptible(watching), watching, contextlib.redirect_stdout(sys.stderr):
                 if phase is not None:
                     watching.phase(phase)
                 yield watching
@@ -208,6 +211,14 @@ def _watched(phase: str | None = None) -> "Iterator[LiveBar | PlainLines]":
             if log is not None and log.stat().st_size:
                 error.add_note(f"what Ray and other libraries had to say is in {log}")
             raise
+
+
+def _killed(log: "Path | None") -> str:
+    where = "" if log is None else f"; what Ray had to say is in {log}"
+    return (
+        "\nerror: the run was killed, or its Ray node died; what is committed stays, and the same command goes on"
+        f"{where}\n"
+    )
 
 
 @contextlib.contextmanager

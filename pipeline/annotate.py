@@ -176,6 +176,10 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         raise Interrupted(
             f"interrupted: {committed} of {tally.units_total} units are committed; the same command goes on"
         ) from None
+    except RunError as error:
+        if (logs := cluster.log_folder()) is not None:
+            error.add_note(f"Ray's own logs lie in {logs}")
+        raise
     except _TooManyQuarantined:
         watcher.note(
             f"stopped early: {tally.quarantine.rows} rows are quarantined, limits.max_quarantined is "

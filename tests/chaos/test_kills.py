@@ -127,7 +127,9 @@ def _run_to_the_end(job: Job, chance: random.Random, kills_left: int) -> int:
         if process.returncode == 0:
             assert json.loads(output.splitlines()[-1])["units_skipped"] >= before
             return kills
-        assert process.returncode == -signal.SIGKILL, errors
+        # Ray itself ends the driver of an embedded cluster whose node dies, as it does with an agent of the node.
+        assert process.returncode in ((-signal.SIGKILL, 1) if hit else (-signal.SIGKILL,)), errors
+        assert "the same command goes on" in errors
         assert job.receipts() >= before
         before = job.receipts()
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from textwrap import dedent, indent
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -82,3 +84,15 @@ def test_a_closed_standard_error_is_no_reason_to_fail() -> None:
         ["sh", "-c", f'"{sys.executable}" -c "{program}" 2>&-'], env={"PYTHONPATH": str(ROOT)}, check=False
     )
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])
+def test_who_ends_without_a_word_has_last_words(end: str, said: bool) -> None:
+    script = f"""
+import os
+from jobs.quiet import last_words, quiet
+with quiet() as (terminal, log), last_words(terminal, "these are the last words"):
+    {end}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ("these are the last words" in ended.stderr) == said

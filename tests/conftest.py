@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.hub_stand_in import HubStandIn
 
 # Before anything imports Ray or transformers, and inherited by every process that a test starts.
 os.environ |= {
@@ -49,3 +53,15 @@ def debian() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the development corpus ../shared/data/debian")
     return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[HubStandIn]:
+    """A hub of this test's own, without models; processes find it through `hub.environment(home)`."""
+    server = HubStandIn()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -1,18 +1,19 @@
-"""The hub's client against a small real server that speaks as much of the hub's API as a download needs."""
+"""The hub's client in processes of their own, against a small real server that speaks the hub's API."""
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-COMMIT = "8b3219a92973c328a8e22fadcfa821b5dc75636a"
+from pipeline.models.hub import TRIES, pause_seconds
+
 OTHER = "0" * 40
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 PIN = """
 import json, sys
@@ -26,166 +27,86 @@ for settings in json.loads(sys.argv[1]):
         print(json.dumps({"fault": str(fault)}))
 """
 
-REFUSALS = {
-    "org/missing": (404, {"X-Error-Code": "RepoNotFound"}),
-    "org/gated": (403, {"X-Error-Code": "GatedRepo"}),
-    "org/token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
-    "org/forbidden": (403, {}),
-    "org/busy": (429, {}),
-    "org/down": (503, {}),
-}
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Models by name: revision -> commit, and the files of every commit."""
-
-    revisions = {"main": COMMIT, "v1.0": COMMIT, "refs/pr/1": COMMIT, COMMIT: COMMIT, OTHER: COMMIT, "odd": "abc"}
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def answer(self, body):
-        server = self.server
-        assert isinstance(server, HubServer)
-        path = urlsplit(self.path).path
-        server.asked.append(path)
-        match [unquote(part) for part in path.strip("/").split("/")]:
-            case ["api", "models", org, name, *_] if f"{org}/{name}" in REFUSALS:
-                status, headers = REFUSALS[f"{org}/{name}"]
-                self.send(status, headers, b"", body)
-            case ["api", "models", org, name, "revision", revision] if revision in self.revisions:
-                files = [{"rfilename": file} for file in server.models[f"{org}/{name}"]]
-                info = {"id": f"{org}/{name}", "sha": self.revisions[revision], "siblings": files}
-                self.send(200, {}, json.dumps(info | {"config": {"architectures": ["BertModel"]}}).encode(), body)
-            case ["api", "models", _, _, "revision", _]:
-                self.send(404, {"X-Error-Code": "RevisionNotFound"}, b"", body)
-            case ["api", "models", _, "halfway", "tree", _]:
-                self.send(403, {}, b"", body)
-            case ["api", "models", org, name, "tree", commit] if commit == COMMIT:
-                files = server.models[f"{org}/{name}"]
-                tree = [
-                    {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                    for file, content in files.items()
-                ]
-                self.send(200, {}, json.dumps(tree).encode(), body)
-            case [org, name, "resolve", commit, *parts] if commit == COMMIT:
-                content = server.models[f"{org}/{name}"]["/".join(parts)]
-                etag = hashlib.sha1(content).hexdigest()
-                self.send(200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, content, body)
-            case _:
-                self.send(404, {}, b"", body)
-
-    def send(self, status, headers, content, body):
-        self.send_response(status)
-        for key, value in ({"Content-Length": str(len(content))} | headers).items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format, *args):
-        """Say nothing."""
-
-
-class HubServer(ThreadingHTTPServer):
-    """The server, its models, and the paths that it was asked for."""
-
-    def __init__(self, models):
-        super().__init__(("127.0.0.1", 0), Hub)
-        self.models = models
-        self.asked: list[str] = []
+FILES = ["1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
 
 
 @pytest.fixture
-def hub(make_model):
+def commit(hub, make_model):
+    """The commit of org/name, at a hub that has further models of every kind."""
     folder = make_model("published", tokenizer_config={"model_max_length": 512})
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling/config.json").write_text("{}")
     whole = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    extra = {
-        "README.md": b"#",
-        "pytorch_model.bin": b"pickle",
-        "onnx/model.onnx": b"onnx",
-        "mine.py": b"class Mine: ...",
-    }
+    extra = {"README.md": b"#", "pytorch_model.bin": b"pickle", "onnx/model.onnx": b"o", "mine.py": b"class Mine: ..."}
     code = {"config.json": json.dumps({"auto_map": {"AutoModel": "mine.Mine"}}).encode()}
-    pickled = {"config.json": whole["config.json"], "pytorch_model.bin": b"pickle"}
-    models = {"org/name": whole | extra, "org/code": whole | extra | code, "org/pickled": pickled, "org/halfway": whole}
-    server = HubServer(models)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    hub.publish("org/code", whole | extra | code)
+    hub.publish("org/pickled", {"config.json": whole["config.json"], "pytorch_model.bin": b"pickle"})
+    return hub.publish("org/name", whole | extra, tags=["v1.0", "refs/pr/1"])
 
 
 @pytest.fixture
-def pins(hub, tmp_path):
-    """Pin references in a process of their own, whose environment says where the hub and its cache are."""
+def start(hub, tmp_path):
+    """Begin to pin references in a process of its own, whose environment says where the hub and its cache are."""
 
-    def run(*refs, endpoint=f"http://127.0.0.1:{hub.server_port}", **options):
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
-        }
-        environment |= {
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        settings = [ref if isinstance(ref, dict) else {"ref": ref} for ref in refs]
-        process = subprocess.run(
-            [sys.executable, "-c", PIN, json.dumps(settings)],
-            env=environment | options,
-            capture_output=True,
+    def begin(*refs, home="home", **options):
+        wanted = [ref if isinstance(ref, dict) else {"ref": ref} for ref in refs]
+        return subprocess.Popen(
+            [sys.executable, "-c", PIN, json.dumps(wanted)],
+            env=hub.environment(tmp_path / home, **options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
         )
-        assert process.returncode == 0, process.stderr
-        return [json.loads(line) for line in process.stdout.splitlines()]
 
-    return run
+    return begin
 
 
-def test_a_tag_a_branch_and_a_commit_become_the_same_commit(hub, pins):
-    pinned = pins("hub:org/name@v1.0", "hub:org/name@refs/pr/1", f"hub:org/name@{COMMIT}")
-    assert {entry["revision"] for entry in pinned} == {COMMIT}
+def outcomes(process):
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return [json.loads(line) for line in told.splitlines()]
+
+
+@pytest.fixture
+def pins(start):
+    return lambda *refs, **options: outcomes(start(*refs, **options))
+
+
+def test_a_tag_a_branch_and_a_commit_become_the_same_commit(hub, commit, pins):
+    pinned = pins("hub:org/name@v1.0", "hub:org/name@refs/pr/1", f"hub:org/name@{commit}")
+    assert {entry["revision"] for entry in pinned} == {commit}
     assert len({entry["digest"] for entry in pinned}) == 1
-    fetched = {path.rpartition(f"{COMMIT}/")[2] for path in hub.asked if "/resolve/" in path}
-    assert fetched == {
-        "config.json",
-        "model.safetensors",
-        "vocab.txt",
-        "tokenizer_config.json",
-        "1_Pooling/config.json",
-    }
+    assert sorted(hub.downloads()) == FILES
 
 
-def test_code_comes_only_where_it_is_allowed(hub, pins):
+def test_code_comes_only_where_it_is_allowed(hub, commit, pins):
     denied, allowed = pins("hub:org/code@main", {"ref": "hub:org/code@main", "allow_remote_code": True})
     assert "set `allow_remote_code: true`" in denied["fault"]
-    assert allowed["revision"] == COMMIT
-    assert any(path.endswith("/mine.py") for path in hub.asked)
+    assert "revision" in allowed
+    assert hub.downloads()["mine.py"] == 1
 
 
-def test_what_the_hub_refuses_is_told_by_kind(pins):
+def test_what_the_hub_refuses_is_told_by_kind(hub, commit, pins):
+    refusals = {
+        "gated": (403, {"X-Error-Code": "GatedRepo"}),
+        "token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+        "forbidden": (403, {}),
+    }
+    for name, (status, headers) in refusals.items():
+        hub.trouble(status, path=f"org/{name}", headers=headers)
+    whole = hub.models["org/name"].files[commit]
+    halfway = hub.publish("org/halfway", whole)
+    hub.trouble(403, path="org/halfway/tree/")
+    hub.models["org/name"].revisions |= {OTHER: commit, "odd": "abc"}
     told = {
         "hub:org/missing@main": "the hub knows no model 'org/missing', or it is private",
         "hub:org/name@nothing": "org/name has no revision 'nothing'",
         "hub:org/gated@main": "org/gated is gated: accept its terms",
         "hub:org/token@main": "the hub refused the token (HTTP 401 for org/token)",
         "hub:org/forbidden@main": "the hub refused org/forbidden (HTTP 403)",
-        "hub:org/halfway@main": "the hub refused org/halfway (HTTP 403)",
-        "hub:org/busy@main": "the hub limits requests and refused org/busy (HTTP 429)",
-        "hub:org/down@main": "the hub is out of order (HTTP 503 for org/down): try again later",
+        f"hub:org/halfway@{halfway}": "the hub refused org/halfway (HTTP 403)",
         "hub:org/pickled@main": "its weights are a pickle (pytorch_model.bin)",
-        f"hub:org/name@{OTHER}": f"the hub answered the commit {COMMIT} when asked for {OTHER}",
+        f"hub:org/name@{OTHER}": f"the hub answered the commit {commit} when asked for {OTHER}",
         "hub:org/name@odd": "the hub answered 'abc' for the revision 'odd', which is no 40-hex commit",
         "hub:org/na--me@main": "'org/na--me' is no name of a hub model: ",
     }
@@ -194,28 +115,136 @@ def test_what_the_hub_refuses_is_told_by_kind(pins):
         assert outcome["fault"].startswith(f"model {ref!r}: ")
 
 
-def test_offline_a_cached_commit_works_and_nothing_else_does(hub, pins):
+def test_a_hub_that_stays_in_trouble_is_asked_a_bounded_number_of_times_and_told(hub, pins):
+    hub.trouble(429, path="org/busy", headers={"Retry-After": "0"})
+    hub.trouble(503, path="org/down", headers={"Retry-After": "0"})
+    busy, down = pins("hub:org/busy@main", "hub:org/down@main")
+    assert "the hub limits requests and went on refusing org/busy (HTTP 429)" in busy["fault"]
+    assert "the hub is out of order (HTTP 503 for org/down, asked several times): try again later" in down["fault"]
+    assert len([path for _, path in hub.asked if "org/busy" in path]) == TRIES
+
+
+def test_a_pause_that_is_too_long_to_wait_ends_at_once(hub, pins):
+    hub.trouble(429, headers={"Retry-After": "86400"})
+    (outcome,) = pins("hub:org/name@main")
+    assert "(HTTP 429): wait some minutes" in outcome["fault"]
+    assert len(hub.asked) == 1
+
+
+def test_a_trouble_that_passes_costs_only_another_try(hub, commit, pins):
+    places = ["/revision/", "/tree/", "model.safetensors"]
+    for status, path in [(status, path) for status in (429, 500, 503) for path in places]:
+        hub.trouble(status, path=path, times=1, headers={"Retry-After": "0"})
+    (outcome,) = pins(f"hub:org/name@{commit}")
+    assert outcome["revision"] == commit
+    assert hub.downloads().keys() == set(FILES)
+
+
+def test_a_download_that_breaks_off_is_never_used_half(hub, commit, pins, tmp_path):
+    hub.trouble(path="resolve", cut_bytes=9, times=3)
+    (outcome,) = pins("hub:org/name@main")
+    content = hub.models["org/name"].files[commit]
+    for name in FILES:
+        assert (tmp_path / "home/hub/models--org--name/snapshots" / commit / name).read_bytes() == content[name]
+    assert outcome["revision"] == commit
+
+
+def test_a_process_that_is_killed_while_it_downloads_leaves_nothing_that_is_taken_for_whole(hub, commit, start, pins):
+    hub.latency_seconds = 0.2
+    process = start(f"hub:org/name@{commit}")
+    while not hub.downloads():
+        assert process.poll() is None, process.stderr.read()
+    process.kill()
+    process.communicate()
+    hub.latency_seconds = 0
+    (offline,) = pins(f"hub:org/name@{commit}", HF_HUB_OFFLINE="1")
+    assert "fault" in offline
+    (outcome,) = pins(f"hub:org/name@{commit}")
+    assert outcome["revision"] == commit
+
+
+def test_a_snapshot_with_gaps_is_not_taken_for_whole_where_the_hub_does_not_list_its_files(hub, commit, pins, tmp_path):
+    (whole,) = pins(f"hub:org/name@{commit}")
+    storage = tmp_path / "home/hub/models--org--name"
+    (storage / "snapshots" / commit / "vocab.txt").unlink()
+    (storage / "trees" / f"{commit}.json").unlink()
+    hub.trouble(503, path="/tree/", headers={"Retry-After": "0"}, times=2)
+    (mended,) = pins(f"hub:org/name@{commit}")
+    assert mended == whole
+
+
+def test_of_many_processes_one_downloads_each_file(hub, commit, start):
+    hub.latency_seconds = 0.5  # long enough for all of them to be there at once
+    processes = [start(f"hub:org/name@{commit}") for _ in range(4)]
+    found = [outcomes(process) for process in processes]
+    assert len({outcome["folder"] for (outcome,) in found}) == 1
+    assert hub.downloads() == dict.fromkeys(FILES, 1)
+    assert len([path for _, path in hub.asked if "/tree/" in path]) == 1
+
+
+def test_homes_of_their_own_are_filled_on_their_own(hub, commit, start):
+    first, second = start(f"hub:org/name@{commit}"), start(f"hub:org/name@{commit}", home="another")
+    assert outcomes(first)[0]["digest"] == outcomes(second)[0]["digest"]
+    assert hub.downloads() == dict.fromkeys(FILES, 2)
+
+
+def test_a_branch_that_moved_leaves_a_pinned_commit_where_it_was(hub, commit, pins):
+    (before,) = pins("hub:org/name@main")
+    moved = hub.publish("org/name", hub.models["org/name"].files[commit] | {"vocab.txt": b"other"})
+    branch, pinned = pins("hub:org/name@main", f"hub:org/name@{commit}")
+    (elsewhere,) = pins(f"hub:org/name@{commit}", home="another")
+    assert branch["revision"] == moved != commit
+    assert pinned == before
+    assert (elsewhere["revision"], elsewhere["digest"]) == (commit, before["digest"])
+
+
+def test_a_cached_commit_costs_no_request(hub, commit, pins):
+    (first,) = pins("hub:org/name@main")
+    hub.asked.clear()
+    assert pins(f"hub:org/name@{commit}") == [first]
+    assert hub.asked == []
+
+
+def test_offline_a_cached_commit_works_and_nothing_else_does(hub, commit, pins):
     (online,) = pins("hub:org/name@main")
-    asked = len(hub.asked)
+    hub.asked.clear()
     cached, missing, branch = pins(
-        f"hub:org/name@{COMMIT}", f"hub:org/code@{COMMIT}", "hub:org/name@main", HF_HUB_OFFLINE="1"
+        f"hub:org/name@{commit}", f"hub:org/code@{commit}", "hub:org/name@main", HF_HUB_OFFLINE="1"
     )
     assert cached == online
-    assert f"offline (HF_HUB_OFFLINE), and the commit {COMMIT} of org/code is not in" in missing["fault"]
+    assert f"offline (HF_HUB_OFFLINE), and the commit {commit} of org/code is not in" in missing["fault"]
     assert "offline (HF_HUB_OFFLINE), so the revision 'main' cannot be resolved: name the 40-hex" in branch["fault"]
-    assert len(hub.asked) == asked
+    assert hub.asked == []
 
 
-def test_without_network_a_cached_commit_works_and_the_rest_names_the_endpoint(pins):
+def test_offline_a_cache_that_an_older_client_filled_serves(hub, commit, pins, tmp_path):
+    (online,) = pins("hub:org/name@main")
+    (tmp_path / "home/hub/models--org--name/trees" / f"{commit}.json").unlink()
+    assert pins(f"hub:org/name@{commit}", HF_HUB_OFFLINE="1") == [online]
+
+
+def test_without_network_a_cached_commit_works_and_the_rest_names_the_endpoint(commit, pins):
     (online,) = pins("hub:org/name@main")
     closed = "http://127.0.0.1:9"
-    cached, branch = pins(f"hub:org/name@{COMMIT}", "hub:org/name@main", endpoint=closed)
+    cached, branch = pins(f"hub:org/name@{commit}", "hub:org/name@main", HF_ENDPOINT=closed)
     assert cached == online
     assert f"cannot reach the hub at {closed} (ConnectError" in branch["fault"]
 
 
-def test_a_cache_that_cannot_be_written_is_named(pins, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named(commit, pins, tmp_path):
     (tmp_path / "file").touch()
     (outcome,) = pins("hub:org/name@main", HF_HUB_CACHE=str(tmp_path / "file/cache"))
     assert "cannot write org/name to the cache (" in outcome["fault"]
     assert "set HF_HOME to a folder that has room" in outcome["fault"]
+
+
+@settings(deadline=None)
+@given(tried=st.integers(1, TRIES), spread=st.floats(0, 1))
+def test_pauses_double_unless_the_hub_asks_for_another(tried, spread):
+    assert 2 ** (tried - 1) <= pause_seconds(tried, {}, NOW, spread) <= 2**tried
+    assert pause_seconds(tried, {"Retry-After": "7"}, NOW, spread) == 7
+    assert pause_seconds(tried, {"retry-after": format_datetime(NOW + timedelta(seconds=90))}, NOW, spread) == 90
+    assert pause_seconds(tried, {"Retry-After": format_datetime(NOW - timedelta(days=1))}, NOW, spread) == 0
+    assert pause_seconds(tried, {"RateLimit": '"api";r=0;t=55'}, NOW, spread) == 55
+    assert pause_seconds(tried, {"RateLimit": '"api";r=3;t=55'}, NOW) == 2 ** (tried - 1)
+    assert pause_seconds(tried, {"Retry-After": "soon"}, NOW) == 2 ** (tried - 1)

@@ -4,7 +4,7 @@
     tokens     anna     smith    ##son    in       york
     offsets    (0, 4)   (5, 10)  (10, 13) (14, 16) (17, 21)
     best       B-PER    I-PER    O        O        B-LOC
-    first   -> Span("PER", "Anna Smithson", 0, 13, 0.97), Span("LOC", "York", 17, 21, 0.99)
+    first   -> Span("PER", "Anna Smithson", 0, 13, 0.98), Span("LOC", "York", 17, 21, 0.99)
     simple  -> Span("PER", "Anna Smith", 0, 10, 0.98), Span("LOC", "York", 17, 21, 0.99)
     none    -> Span("B-PER", "Anna", 0, 4, 0.99), Span("I-PER", "Smith", 5, 10, 0.97), Span("B-LOC", "York", …)
 
@@ -220,9 +220,9 @@ def _kept_names(labels: Sequence[str], keep: Sequence[str], strategy: Strategy) 
     for name in keep:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
+            meant = f"; did you mean {near[0]!r}?" if near else ";"
             told = ", ".join(dict.fromkeys(group for group in groups if group != _OUTSIDE))
-            raise JobError(f"the model has no label {name!r} to keep{meant}; it has: {told}")
+            raise JobError(f"the model has no label {name!r} to keep{meant} it has {told}")
     if strategy != "none":
         return {_without_prefix(name) if name in labels else name for name in keep}
     return {label for label, group in zip(labels, groups, strict=True) if label in keep or group in keep}

@@ -17,6 +17,8 @@ import sentencex
 # The library's time grows with the square of the sentences in a paragraph, so it sees a long one in stretches.
 _STRETCH_CHARS = 4_000
 
+# After some words (English's "I") the library takes each white space for one byte, and panics at a wider one.
+_WIDE_BLANK = re.compile(r"[^\S\x00-\x7f]")
 _BLANKS = re.compile(r"\s{2,}")
 _LINE_END = re.compile(r"\r\n|[\n\r\v\f\x85\u2028\u2029]")
 _NUMBER = r"\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{2,5})[.)]{1,2}"
@@ -35,9 +37,11 @@ def sentence_spans(text: str, language: str = "en") -> list[Span]:
     `language` is a code as Wikipedia has it (en, de, zh, pt-br); one that the library does not know goes by English's
     rules. The time is linear in the text.
     """
-    return [
-        span for start, stop in _paragraphs(text) for span in _numbered(text, _sentences(text, start, stop, language))
-    ]
+    found: list[Span] = []
+    narrow = _WIDE_BLANK.sub(" ", text)
+    for start, stop in _paragraphs(text):
+        found += _numbered(narrow, _sentences(narrow, start, stop, language))
+    return found
 
 
 def groups(lengths_S: Sequence[int], most: int) -> list[Span]:

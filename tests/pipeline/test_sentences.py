@@ -55,8 +55,8 @@ def assert_sentences(text, spans):
 
 @settings(max_examples=300, deadline=None)
 @given(texts, st.sampled_from(LANGUAGES))
-def test_the_library_keeps_every_character_of_a_paragraph(text, language):
-    paragraph = re.sub(r"\n\r*\n", "\n", text)
+def test_the_library_keeps_every_character_of_a_paragraph_with_narrow_white_space(text, language):
+    paragraph = re.sub(r"\n\r*\n", "\n", re.sub(r"[^\S\x00-\x7f]", " ", text))
     assert "".join(sentencex.segment(language, paragraph)) == paragraph
 
 
@@ -122,6 +122,11 @@ def test_an_items_number_belongs_to_its_sentence():
         "(3) Third.",
     ]
     assert parts("It is so. 7.") == ["It is so.", "7."]
+
+
+@pytest.mark.parametrize("blank", ["\u3000", "\u2028", "\u2029", "\x85", "\xa0"])
+def test_wide_white_space_where_the_library_would_panic(blank):
+    assert parts(f"So am I{blank}. Then{blank}left.") == [f"So am I{blank}.", f"Then{blank}left."]
 
 
 def test_abbreviations_are_those_of_the_language():

@@ -33,14 +33,18 @@ def glance(
             column = f"{each.name}_label"
             if column in names and not pa.types.is_nested(first.schema_arrow.field(column).type):
                 counts[each.name] = _counted(store, [file["path"] for file in parts], column)
-    return rows.select(_worth_showing(job, planfile.load(store).schema, names)), counts
+    return rows.select(_worth_showing(job, planfile.load(store).schema, first.schema_arrow)), counts
 
 
-def _worth_showing(job: AnnotateJob, corpus: pa.Schema, names: list[str]) -> list[str]:
+def _worth_showing(job: AnnotateJob, corpus: pa.Schema, part: pa.Schema) -> list[str]:
     """The columns that the texts come from, then what was added; the tokens and row identity are for machines."""
+    names = part.names
+    # A text may come from what an earlier annotation has added.
+    known = pa.schema([*corpus, *(field for field in part if field.name not in corpus.names)])
     texts: list[str] = []
     for each in job.annotations:
-        texts += [name for name in compile_text(each.text, corpus).columns if name in names and name not in texts]
+        if each.text is not None:
+            texts += [name for name in compile_text(each.text, known).columns if name in names and name not in texts]
     added = [
         name
         for each in job.annotations

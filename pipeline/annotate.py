@@ -65,7 +65,7 @@ class Run:
             store=self.store,
             epoch=self.epoch,
             run_id=self.run_id,
-            read=read_plan(self.job, self.plan),
+            read=read_plan(self.job, self.models, self.plan),
             fragments=self.plan.fragments,
             annotations=specs(self.job, self.models, pins),
             carried=carried_columns(self.job, self.plan),
@@ -264,6 +264,7 @@ def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
                 "engine": pin.engine,
                 "dtype": pin.dtype,
                 "tokens": tally.tokens_by_annotation.get(name, 0),
+                "model_seconds": round(tally.seconds_by_annotation.get(name, 0.0), 3),
             }
             for name, pin in run.plan.annotations.items()
         },

@@ -4,7 +4,7 @@ AnnotationSpec(settings={"name": "topic", "task": "classify", …}, allow_code=F
 annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label": […], "topic_score": […], …})
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import tasks
-from pipeline.corpus.text import TextSource, compile_text
 from pipeline.errors import CorpusmillError, ModelError
+from pipeline.inputs import Reads, Source, compile_inputs
 from pipeline.models.reference import PinnedModel
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Failure, Problem
@@ -21,6 +21,8 @@ from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.models.loading import LoadedModel
 
 Running = Callable[[Sequence[int]], None]
@@ -51,6 +53,7 @@ class Annotations:
     tokens: int = 0  # real tokens that went through models
     padding_tokens: int = 0
     tokens_by_annotation: dict[str, int] = field(default_factory=dict)
+    seconds_by_annotation: dict[str, float] = field(default_factory=dict)  # in models
 
 
 def columns_of(task: Task) -> list[pa.Field]:
@@ -70,7 +73,7 @@ class Annotator:
         """Prepare the annotations over rows of this schema; `load` brings the weights."""
         self._specs = specs
         self._tasks = [spec.task() for spec in specs]
-        self._sources = [compile_text(task.config.text, schema) for task in self._tasks]
+        self._reads = compile_inputs(self._tasks, [columns_of(task) for task in self._tasks], schema)
 
     @property
     def columns(self) -> list[pa.Field]:
@@ -86,21 +89,13 @@ class Annotator:
         for spec, task in zip(self._specs, self._tasks, strict=True):
             if spec.model is None or task.needs is None:
                 continue
-            from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
-
-            pinned = spec.pinned
-            assert pinned.dtype is not None, "a pinned model has a dtype"
-            key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget)
-            if key not in held:
-                held[key] = load(
-                    spec.model,
-                    task.needs,
-                    dtype=pinned.dtype,
-                    device=pinned.device,
-                    threads=pinned.threads,
-                    token_budget=pinned.token_budget,
-                )
             try:
+                module = task.build()
+                # A module of the task's own is nobody else's.
+                own = (spec.settings["name"],) if module is not None else ()
+                key = (spec.model.digest, task.needs, spec.pinned.dtype, spec.pinned.device, *own)
+                if key not in held:
+                    held[key] = self._loaded(spec, task.needs, module)
                 task.start(held[key])
             except CorpusmillError:
                 raise
@@ -108,18 +103,29 @@ class Annotator:
                 words = f"{type(error).__name__}: {error}"
                 raise ModelError(f"annotation '{task.config.name}': its task could not start: {words}") from error
 
+    @staticmethod
+    def _loaded(spec: AnnotationSpec, needs: str, module: "nn.Module | None") -> "LoadedModel":
+        pinned = spec.pinned
+        assert spec.model is not None
+        assert pinned.dtype is not None, "a pinned model has a dtype"
+        if module is not None:
+            from pipeline.models.own import load_own
+
+            return load_own(module, spec.model, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
+        from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
+
+        return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
+
     def annotate(self, table: pa.Table, leave_out: Collection[int] = (), running: Running | None = None) -> Annotations:
         """Annotate the N rows of `table`; rows in `leave_out` are at fault already and get nulls.
 
-        A row that fails is told in `problems`; where its annotation keeps errors, in `<name>_error` instead.
+        A row that fails is told in `problems`; where its annotation keeps errors, in `<name>_error` instead. A row that
+        an annotation's `where` leaves out, or that failed in one that it reads, holds nulls.
         """
         found = Annotations({}, [])
-        rendered: dict[tuple[TextSource, int], _Rendered] = {}
-        for task, source in zip(self._tasks, self._sources, strict=True):
-            key = (source, task.config.max_chars)
-            if key not in rendered:
-                rendered[key] = _render(source, table, task.config.max_chars, leave_out, running)
-            _annotate_one(task, rendered[key], table.num_rows, found)
+        unit = _Unit(table, leave_out, running, offsets=any(task.reads_offsets for task in self._tasks))
+        for task, reads in zip(self._tasks, self._reads, strict=True):
+            _annotate_one(task, unit.rendered(reads, task.config.max_chars), unit, found)
         return found
 
 
@@ -132,31 +138,73 @@ class _Rendered:
     failures: dict[int, Failure]  # by row
 
 
-def _render(
-    source: TextSource, table: pa.Table, max_chars: int, leave_out: Collection[int], running: Running | None
-) -> _Rendered:
-    values, failures = source.render(table, max_chars)
-    rows_R = [row for row, value in enumerate(values) if value is not None and row not in leave_out]
-    texts = Texts([value for row, value in enumerate(values) if value is not None and row not in leave_out])
-    if running is not None:
-        texts.running = lambda indices: running([rows_R[index] for index in indices])
-    return _Rendered(texts, rows_R, {row: why for row, why in failures.items() if row not in leave_out})
+class _Unit:
+    """The rows of one unit, with the columns that the annotations have added so far."""
+
+    def __init__(self, table: pa.Table, leave_out: Collection[int], running: Running | None, offsets: bool) -> None:
+        self._table = table
+        self._left_out = frozenset(leave_out)
+        self._running = running
+        self._offsets = offsets
+        self._without: dict[str, frozenset[int]] = {}  # by annotation: rows that it said nothing of
+        self._columns: dict[tuple[Source, int], tuple[list[Any], dict[int, Failure]]] = {}
+        self._shared: dict[tuple[Source, tuple[int, ...]], dict[Hashable, Any]] = {}
+
+    @property
+    def rows(self) -> int:
+        return self._table.num_rows
+
+    def add(self, annotation: str, columns: Mapping[str, pa.Array], said: Collection[int]) -> None:
+        """What an annotation has added, and the rows that it said something of."""
+        for name, values in columns.items():
+            self._table = self._table.append_column(name, values)
+        self._without[annotation] = frozenset(range(self.rows)) - frozenset(said)
+
+    def rendered(self, reads: Reads, max_chars: int) -> _Rendered:
+        """What one annotation reads of the rows that it wants."""
+        left_out = self._left_out.union(*(self._without[name] for name in reads.earlier))
+        wanted = [row for row in np.flatnonzero(reads.wanted(self._table)).tolist() if row not in left_out]
+        failures: dict[int, Failure] = {}
+        inputs = {}
+        for name, source in reads.sources.items():
+            key = (source, max_chars)
+            if key not in self._columns:
+                self._columns[key] = source.render(self._table, max_chars)
+            inputs[name], broken = self._columns[key]
+            failures = {**broken, **failures}
+        rows_R = [row for row in wanted if row not in failures]
+        main = next(iter(reads.sources))
+        texts = Texts(
+            [inputs[main][row] for row in rows_R],
+            {name: [values[row] for row in rows_R] for name, values in inputs.items()},
+            # Annotations that read other columns beside the same texts share what is made of these.
+            self._shared.setdefault((reads.sources[main], tuple(rows_R)), {}),
+            self._offsets,
+        )
+        if (running := self._running) is not None:
+            texts.running = lambda indices: running([rows_R[index] for index in indices])
+        return _Rendered(texts, rows_R, {row: failures[row] for row in wanted if row in failures})
 
 
-def _annotate_one(task: Task, rendered: _Rendered, rows: int, found: Annotations) -> None:
+def _annotate_one(task: Task, rendered: _Rendered, unit: _Unit, found: Annotations) -> None:
     settings: AnnotationSettings = task.config
     annotation = annotate_surviving(task, rendered.texts)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}
-    found.columns |= _over_all_rows(task, annotation, rendered.rows_R, rows)
+    columns = _over_all_rows(task, annotation, rendered.rows_R, unit.rows)
     if settings.errors == "keep":
-        errors = [f"{failures[row].reason}: {failures[row].detail}" if row in failures else None for row in range(rows)]
-        found.columns[f"{settings.name}_error"] = pa.array(errors, pa.string())
+        errors = [
+            f"{failures[row].reason}: {failures[row].detail}" if row in failures else None for row in range(unit.rows)
+        ]
+        columns[f"{settings.name}_error"] = pa.array(errors, pa.string())
     else:
         found.problems += [Problem(row, settings.name, why.reason, why.detail) for row, why in sorted(failures.items())]
+    unit.add(settings.name, columns, [row for row in rendered.rows_R if row not in failures])
+    found.columns |= columns
     found.tokens += annotation.forward_tokens
     found.padding_tokens += annotation.padding_tokens
     found.tokens_by_annotation[settings.name] = int(annotation.tokens_R.sum())
+    found.seconds_by_annotation[settings.name] = annotation.model_seconds
 
 
 def _over_all_rows(task: Task, annotation: Annotation, rows_R: list[int], rows: int) -> dict[str, pa.Array]:

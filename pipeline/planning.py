@@ -19,15 +19,15 @@ from pipeline.corpus.plan import UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, list_files, open_corpus
-from pipeline.corpus.text import compile_text
 from pipeline.errors import CorpusError, OutputError, PlacementError
+from pipeline.inputs import compile_inputs
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, resolve_dtype
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
-from pipeline.tasks.base import AnnotationSettings
+from pipeline.tasks.base import AnnotationSettings, Task
 from pipeline.workers import Cluster, Workers
 
 
@@ -92,8 +92,9 @@ def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, 
     Raises CorpusError, ModelError: whatever makes the job impossible.
     """
     corpus = open_corpus(job.corpus)
-    pins = {each.name: _pinned(each.dtype, models.by_annotation[each.name], workers) for each in job.annotations}
-    check_columns(job, models, corpus.schema)
+    tasks = tasks_of(job, models)
+    pins = {task.config.name: _pinned(task, workers) for task in tasks}
+    check_columns(job, tasks, corpus.schema)
     kept, pruned, selection = _rows_wanted(job, corpus)
     bounds = UnitBounds.for_device(workers.device, workers.actors, workers.store_bytes)
     units = plan_units(corpus.fragments, kept, selection, bounds)
@@ -113,15 +114,26 @@ def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, 
     return plan, corpus.notes
 
 
-def _pinned(dtype: str, model: PinnedModel | None, workers: Workers) -> PinnedAnnotation:
+def tasks_of(job: AnnotateJob, models: Models) -> list[Task]:
+    """The task of each annotation, without weights."""
+    return [
+        find(each.task, allow_code=job.allow_code)(each, models.by_annotation[each.name]) for each in job.annotations
+    ]
+
+
+def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
+    model = task.model
     if model is None:
         return PinnedAnnotation(None, None, None, None, None, workers.device, workers.threads, 0)
+    wanted = task.config.dtype
+    if wanted == "auto" and task.auto_dtype is not None:
+        wanted = task.auto_dtype
     return PinnedAnnotation(
         ref=model.ref,
         revision=model.revision,
         digest=model.digest,
         engine="torch",
-        dtype=resolve_dtype(dtype, workers.device),
+        dtype=resolve_dtype(wanted, workers.device),
         device=workers.device,
         threads=workers.threads,
         token_budget=default_budget(workers.device),
@@ -166,19 +178,14 @@ def _carries_identity(schema: pa.Schema) -> bool:
     return True
 
 
-def check_columns(job: AnnotateJob, models: Models, schema: pa.Schema) -> None:
-    """Every text can be rendered, every task can use its model, no column is added twice or over one of the corpus.
+def check_columns(job: AnnotateJob, tasks: Sequence[Task], schema: pa.Schema) -> None:
+    """Every input can be read, every task can use its model, no column is added twice or over one of the corpus.
 
     Raises CorpusError, ModelError.
     """
-    added: Counter[str] = Counter()
-    for settings in job.annotations:
-        try:
-            compile_text(settings.text, schema)
-        except CorpusError as error:
-            raise CorpusError(f"annotation '{settings.name}': {error}") from error
-        task = find(settings.task, allow_code=job.allow_code)(settings, models.by_annotation[settings.name])
-        added.update(column.name for column in columns_of(task))
+    columns = [columns_of(task) for task in tasks]
+    compile_inputs(tasks, columns, schema)
+    added = Counter(column.name for each in columns for column in each)
     for name, count in added.items():
         if name in schema.names:
             raise CorpusError(
@@ -197,18 +204,15 @@ def check_columns(job: AnnotateJob, models: Models, schema: pa.Schema) -> None:
 
 def added_columns(job: AnnotateJob, models: Models) -> tuple[pa.Field, ...]:
     """The columns of all annotations, in order."""
-    return tuple(
-        column
-        for each in job.annotations
-        for column in columns_of(find(each.task, allow_code=job.allow_code)(each, models.by_annotation[each.name]))
-    )
+    return tuple(column for task in tasks_of(job, models) for column in columns_of(task))
 
 
-def read_plan(job: AnnotateJob, plan: Plan) -> ReadPlan:
-    """What the readers of this plan's units need: the columns that are carried or rendered, and the filter."""
+def read_plan(job: AnnotateJob, models: Models, plan: Plan) -> ReadPlan:
+    """What the readers of this plan's units need: columns that are carried or that annotations read, and the filter."""
+    tasks = tasks_of(job, models)
+    reads = compile_inputs(tasks, [columns_of(task) for task in tasks], plan.schema)
     carried = set(carried_columns(job, plan))
-    texts = {name for each in job.annotations for name in compile_text(each.text, plan.schema).columns}
-    wanted = [name for name in plan.schema.names if name in carried | texts]
+    wanted = [name for name in plan.schema.names if name in carried.union(*(each.corpus for each in reads))]
     paths = job.corpus.path
     filesystem, _ = file_system(paths if isinstance(paths, str) else paths[0])
     sampled = job.corpus.sample is not None

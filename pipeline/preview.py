@@ -40,7 +40,7 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
     A column `quarantine` holds the reasons of the rows that failed, null elsewhere.
     """
     models, _, plan, _ = _planned(job, cluster)
-    read = read_plan(job, plan)
+    read = read_plan(job, models, plan)
     shown_too = {*read.columns, *plan.partition}  # parts have them in their path, a terminal has no path
     read = replace(read, columns=tuple(name for name in plan.schema.names if name in shown_too))
     table = _first_rows(UnitReader(read), plan, rows)
@@ -110,7 +110,7 @@ def _first_rows(reader: UnitReader, plan: Plan, rows: int) -> ReadUnit:
 
 def _estimate(job: AnnotateJob, models: Models, plan: Plan, workers: Workers) -> Estimate | None:
     """Annotate some rows of the middle unit; None where there is no row to go by."""
-    reader = UnitReader(read_plan(job, plan))
+    reader = UnitReader(read_plan(job, models, plan))
     sampled = next((found for found in _from_the_middle(reader, plan) if found.table.num_rows), None)
     if sampled is None:
         return None

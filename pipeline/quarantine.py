@@ -23,6 +23,9 @@ class Reason(StrEnum):
     # the work on a row
     TOKENIZER_FAILED = "tokenizer_failed"
     NO_TOKENS = "no_tokens"
+    NO_ROOM = "no_room"  # what must be read whole, a question or a prompt, does not fit into the model's window
+    NO_MASK = "no_mask"  # nothing to fill
+    TEMPLATE_FAILED = "template_failed"  # the model's chat template refuses the messages
     MODEL_FAILED = "model_failed"
     NON_FINITE_OUTPUT = "non_finite_output"
     OUT_OF_MEMORY = "out_of_memory"

@@ -199,6 +199,7 @@ def _answer(envelope: Envelope, found: Annotations, problems: list[Problem]) -> 
         "tokens": found.tokens,
         "padding_tokens": found.padding_tokens,
         "tokens_by_annotation": found.tokens_by_annotation,
+        "seconds_by_annotation": found.seconds_by_annotation,
     }
     added = pa.table(found.columns) if found.columns else None
     return Envelope(envelope.unit, "annotated", None, added, problems, envelope.lost, told, envelope.sealed_rows)
@@ -236,7 +237,7 @@ def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
             commit_unit(work.store, _unit_commit(envelope, previous, work))
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return {"state": "fatal", "unit": envelope.unit, **fatal(envelope.unit, error).told}
-    timing = {key: envelope.told.get(key) for key in ("actor", "seconds", "since_ready")}
+    timing = {key: envelope.told.get(key) for key in ("actor", "seconds", "since_ready", "seconds_by_annotation")}
     return {"state": "done", "unit": envelope.unit, **timing}
 
 

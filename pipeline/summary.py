@@ -6,6 +6,7 @@ Pace(actors=2).took(arrived=71.2, actor="node-1:4711", seconds=1.9, since_ready=
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.corpus.plan import Fragment
 from pipeline.job import Limits
@@ -117,6 +118,7 @@ class Tally:
     tokens: int = 0
     padding_tokens: int = 0
     tokens_by_annotation: dict[str, int] = field(default_factory=dict)
+    seconds_by_annotation: dict[str, float] = field(default_factory=dict)  # in models, of all actors together
 
     def stands(self, receipts: Iterable[Receipt]) -> None:
         """Receipts that earlier runs wrote."""
@@ -126,7 +128,7 @@ class Tally:
             self.quarantine.add(receipt)
         self.rows_done = self.rows_before
 
-    def came(self, receipt: Receipt, previous: Receipt | None, arrived: float, told: Mapping[str, object]) -> None:
+    def came(self, receipt: Receipt, previous: Receipt | None, arrived: float, told: Mapping[str, Any]) -> None:
         """A receipt of this run; a retry's holds the tokens of the `previous` one too."""
         tokens = receipt.tokens - (previous.tokens if previous else 0)
         self.units_done += 1
@@ -137,6 +139,8 @@ class Tally:
         for name, count in receipt.tokens_by_annotation.items():
             before = previous.tokens_by_annotation.get(name, 0) if previous else 0
             self.tokens_by_annotation[name] = self.tokens_by_annotation.get(name, 0) + count - before
+        for name, model_seconds in dict(told.get("seconds_by_annotation") or {}).items():
+            self.seconds_by_annotation[name] = self.seconds_by_annotation.get(name, 0.0) + model_seconds
         if told.get("actor") is not None:
             seconds, since_ready = float(str(told["seconds"])), float(str(told["since_ready"]))
             if self.pace.first is None:

@@ -31,8 +31,8 @@ def annotate_surviving(task: Task, texts: Texts) -> Annotation:
 
 def _halved(task: Task, texts: Texts) -> Annotation:
     middle = len(texts.values) // 2
-    first = annotate_surviving(task, _part(texts, 0, middle))
-    second = annotate_surviving(task, _part(texts, middle, len(texts.values)))
+    first = annotate_surviving(task, texts.part(0, middle))
+    second = annotate_surviving(task, texts.part(middle, len(texts.values)))
     return Annotation(
         columns={
             field.name: pa.concat_arrays([part.columns[field.name] for part in (first, second)])
@@ -43,6 +43,7 @@ def _halved(task: Task, texts: Texts) -> Annotation:
         failures={**first.failures, **{row + middle: failure for row, failure in second.failures.items()}},
         forward_tokens=first.forward_tokens + second.forward_tokens,
         padding_tokens=first.padding_tokens + second.padding_tokens,
+        model_seconds=first.model_seconds + second.model_seconds,
     )
 
 
@@ -61,15 +62,6 @@ def _fitting(task: Task, found: Annotation, rows: int) -> Annotation:
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _part(texts: Texts, start: int, stop: int) -> Texts:
-    """The texts [start, stop), which tell the journal their own places."""
-    part = Texts(texts.values[start:stop])
-    running = texts.running
-    if running is not None:
-        part.running = lambda indices: running([start + index for index in indices])
-    return part
 
 
 def _failed(task: Task, error: Exception, rows: int) -> Annotation:

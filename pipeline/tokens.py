@@ -1,11 +1,10 @@
-"""Texts become pieces: the token ids of one window each, special tokens included, without padding.
+"""Texts become tokens: ids without special ones, and where each stands in its text.
 
-    tokenizer = PieceMaker(bert_tokenizer, window_tokens=256)
-    tokenizer.pieces(["Hello world", "", 5 MB of text]) ->
-        Pieces(ids_P=[[101, 7592, 2088, 102], [101, …, 102]], windows_R=[1, 0, 1], tokens_R=[4, 0, 256],
-               truncated_R=[False, False, True], failures={1: Failure("no_tokens", "…")})
+    TextTokenizer(bert).tokens(["Hello world", ""], most=None, offsets=True) ->
+        [Tokens(ids_T=[7592, 2088], offsets_T2=[[0, 5], [6, 11]], whole=True), Tokens(ids_T=[], …)]
 
-Each text is tokenised once. Fast tokenizers work through their Rust backend; slow ones text by text.
+`Tokenized` keeps what was found, so that annotations with one tokenizer have each text tokenised once. Fast tokenizers
+work through their Rust backend; slow ones text by text. Offsets count code points.
 """
 
 import bisect
@@ -17,9 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import JobError, ModelError
 from pipeline.quarantine import Failure, Reason
-from pipeline.windows import spans
 
 Ids = npt.NDArray[np.int32]
 
@@ -34,112 +31,72 @@ _WORD_END = re.compile(r"(?<=[^\W_])(?= )")
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
-    """What the tokenizer made of R texts: P pieces, those of one text one after another."""
+class Tokens:
+    """T tokens of one text, special ones left out."""
 
-    ids_P: list[Ids]
-    windows_R: npt.NDArray[np.int64]  # pieces of each text; 0 where it failed
-    tokens_R: npt.NDArray[np.int32]  # that the model will see, special ones and overlaps included
-    truncated_R: npt.NDArray[np.bool_]
-    failures: dict[int, Failure]  # by text
-
-    @property
-    def row_P(self) -> npt.NDArray[np.int64]:  # noqa: N802 - carries its shape
-        """The text of each piece."""
-        return np.repeat(np.arange(len(self.windows_R)), self.windows_R)
+    ids_T: Ids
+    offsets_T2: npt.NDArray[np.int32] | None = None  # [start, stop) of each in the text; None: nobody asked
+    whole: bool = True  # False: of a long text only the beginning was tokenised
 
 
-class PieceMaker:
-    """One tokenizer with one window."""
+class TextTokenizer:
+    """One tokenizer, as every text of a model goes through it."""
 
-    def __init__(self, tokenizer: Any, window_tokens: int, stride: int | None = None) -> None:
-        """Learn which special tokens stand around a text.
-
-        `stride` is the overlap of a text's windows in tokens; None: only the first window, the rest is cut off.
-
-        Raises ModelError for a tokenizer that does more to a text than to put tokens around it; JobError where the
-        special tokens leave no room in the window, or the overlap leaves none.
-        """
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        """Take a transformers tokenizer; what its file says of truncation and padding does not count."""
+        self.tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
-        self._prefix, self._suffix = _special_tokens(tokenizer)
-        special = len(self._prefix) + len(self._suffix)
-        self._size = window_tokens - special
-        self._stride = stride
-        self._cuts = stride is None and self._backend is not None and _splits_at_blanks(self._backend)
-        if self._size < 1:
-            raise JobError(f"max_tokens: {window_tokens} leaves no room: {special} are special; at least {special + 1}")
-        if stride is not None and stride >= self._size:
-            raise JobError(
-                f"stride: {stride} tokens of overlap leave no room for new ones: a window holds {self._size} besides "
-                f"{special} special ones; at most {self._size - 1}"
-            )
+        self._cuts = self._backend is not None and _splits_at_blanks(self._backend)
 
-    def pieces(self, texts: Sequence[str]) -> Pieces:
-        """The pieces of all texts. A text that the tokenizer fails at is told in `failures`; it never raises."""
-        ids_P: list[Ids] = []
-        windows_R = np.zeros(len(texts), np.int64)
-        tokens_R = np.zeros(len(texts), np.int32)
-        truncated_R = np.zeros(len(texts), np.bool_)
-        failures: dict[int, Failure] = {}
-        for row, found in enumerate(self._all_ids(texts)):
-            if isinstance(found, Failure):
-                failures[row] = found
-                continue
-            if len(found) == 0:
-                failures[row] = Failure(
-                    Reason.NO_TOKENS, f"the tokenizer finds no token in {len(texts[row])} characters"
-                )
-                continue
-            windows = [(0, min(self._size, len(found)))]
-            if self._stride is not None:
-                windows = spans(len(found), self._size, self._stride)
-            truncated_R[row] = windows[-1][1] < len(found)
-            mine = [np.concatenate([self._prefix, found[start:stop], self._suffix]) for start, stop in windows]
-            ids_P += mine
-            windows_R[row] = len(mine)
-            tokens_R[row] = sum(map(len, mine))
-        return Pieces(ids_P, windows_R, tokens_R, truncated_R, failures)
+    @property
+    def has_offsets(self) -> bool:
+        """Whether it can tell where a token stands; slow tokenizers cannot."""
+        return self._backend is not None
 
-    def _all_ids(self, texts: Sequence[str]) -> Iterator[Ids | Failure]:
-        """Ids of each text without special tokens; of a long one that will be cut, perhaps only its beginning."""
+    def tokens(self, texts: Sequence[str], most: int | None, offsets: bool = False) -> Iterator[Tokens | Failure]:
+        """The tokens of each text; it never raises for one.
+
+        `most`: nobody looks at more than so many, so of a long text the beginning may do; None: all are wanted.
+        """
+        assert not offsets or self.has_offsets
         for call in _calls(texts):
             try:
-                yield from self._ids(call)
+                yield from self._tokens(call, most, offsets)
             except BaseException as fault:
                 if not _is_the_tokenizers(fault):
                     raise
-                yield from map(self._ids_alone, call)
+                for text in call:
+                    yield self._alone(text, most, offsets)
 
-    def _ids_alone(self, text: str) -> Ids | Failure:
+    def _alone(self, text: str, most: int | None, offsets: bool) -> Tokens | Failure:
         try:
-            return self._ids([text])[0]
+            return self._tokens([text], most, offsets)[0]
         except BaseException as fault:
             if not _is_the_tokenizers(fault):
                 raise
             return Failure(Reason.TOKENIZER_FAILED, f"{type(fault).__name__}: {fault}")
 
-    def _ids(self, texts: Sequence[str]) -> list[Ids]:
+    def _tokens(self, texts: Sequence[str], most: int | None, offsets: bool) -> list[Tokens]:
         if self._backend is None:
-            return [np.array(self._tokenizer.encode(text, add_special_tokens=False), np.int32) for text in texts]
-        beginnings = [self._beginning(text) if self._cuts else None for text in texts]
+            return [Tokens(np.array(self.tokenizer.encode(text, add_special_tokens=False), np.int32)) for text in texts]
+        beginnings = [None if most is None else self._beginning(text, most, offsets) for text in texts]
         whole = [text for text, beginning in zip(texts, beginnings, strict=True) if beginning is None]
-        encoded = self._backend.encode_batch_fast(whole, add_special_tokens=False)
-        rest = iter([np.array(encoding.ids, np.int32) for encoding in encoded])
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        rest = iter([_taken(encoding, offsets) for encoding in encode(whole, add_special_tokens=False)])
         return [next(rest) if beginning is None else beginning for beginning in beginnings]
 
-    def _beginning(self, text: str) -> Ids | None:
-        """More than a window of the text's first ids, without tokenising the rest; None where that is not safe.
+    def _beginning(self, text: str, most: int, offsets: bool) -> Tokens | None:
+        """More than `most` of the text's first tokens, without tokenising the rest; None where that is not safe.
 
         Safe is this: the tokenizer splits a text at blanks before it looks for tokens, so a word's tokens depend on its
-        neighbourhood alone. The text is cut at the end of a word, and the ids count only where the window's last token,
-        and one after it, end so far before the cut that nothing beyond can reach them.
+        neighbourhood alone. The text is cut at the end of a word, and the ids count only where the last token that is
+        wanted, and one after it, end so far before the cut that nothing beyond can reach them.
         """
-        reach = max(_SHORTEST_CUT_CHARS, self._size * _CHARS_PER_TOKEN)
-        if len(text) < 2 * reach:
+        reach = max(_SHORTEST_CUT_CHARS, most * _CHARS_PER_TOKEN)
+        if not self._cuts or len(text) < 2 * reach:
             return None
         ends = [match.start() for match in _WORD_END.finditer(text, reach - _LOOK_AHEAD_CHARS, reach)]
         if not ends:
@@ -147,7 +104,42 @@ class PieceMaker:
         assert self._backend is not None
         encoding = self._backend.encode(text[: ends[-1]], add_special_tokens=False)
         safe = bisect.bisect_right(encoding.offsets, ends[-1] - _LOOK_AHEAD_CHARS, key=lambda offset: offset[1])
-        return np.array(encoding.ids[:safe], np.int32) if safe > self._size else None
+        return _taken(encoding, offsets, safe) if safe > most else None
+
+
+class Tokenized:
+    """The tokens of R texts, each found once; of a long text only as far as somebody asked."""
+
+    def __init__(self, tokenizer: TextTokenizer, texts: Sequence[str]) -> None:
+        """Nothing is tokenised yet."""
+        self._tokenizer = tokenizer
+        self._texts = texts
+        self._found_R: list[Tokens | Failure | None] = [None] * len(texts)
+
+    def tokens(self, most: int | None, offsets: bool = False) -> list[Tokens | Failure]:
+        """The tokens of every text, or why there are none; at least `most` of each, or all."""
+        lacking = [row for row, found in enumerate(self._found_R) if _lacks(found, most, offsets)]
+        new = self._tokenizer.tokens([self._texts[row] for row in lacking], most, offsets)
+        for row, found in zip(lacking, new, strict=True):
+            self._found_R[row] = found
+        return [found for found in self._found_R if found is not None]
+
+
+def _lacks(found: Tokens | Failure | None, most: int | None, offsets: bool) -> bool:
+    if found is None or isinstance(found, Failure):
+        return found is None
+    if offsets and found.offsets_T2 is None:
+        return True
+    return not found.whole and (most is None or len(found.ids_T) <= most)
+
+
+def _taken(encoding: Any, offsets: bool, first: int | None = None) -> Tokens:
+    """What is kept of the backend's answer: all of it, or its `first` tokens."""
+    return Tokens(
+        np.array(encoding.ids[:first], np.int32),
+        np.array(encoding.offsets[:first], np.int32).reshape(-1, 2) if offsets else None,
+        whole=first is None,
+    )
 
 
 def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -162,21 +154,6 @@ def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
         chars += len(text)
     if call:
         yield call
-
-
-def _special_tokens(tokenizer: Any) -> tuple[Ids, Ids]:
-    """Ids that the tokenizer puts before and after a single text, found by trying it."""
-    inner = list(tokenizer.encode("a b", add_special_tokens=False))
-    probe = tokenizer("a b", add_special_tokens=True)
-    outer = list(probe["input_ids"])
-    starts = [start for start in range(len(outer)) if outer[start : start + len(inner)] == inner]
-    if not inner or not starts:
-        raise ModelError(
-            "the tokenizer does not put its special tokens around a text, but changes the text's own tokens"
-        )
-    if any(probe.get("token_type_ids") or ()):
-        raise ModelError("the tokenizer gives single texts token types other than 0, which are not handed to the model")
-    return np.array(outer[: starts[0]], np.int32), np.array(outer[starts[0] + len(inner) :], np.int32)
 
 
 def _splits_at_blanks(backend: Any) -> bool:

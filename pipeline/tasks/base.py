@@ -32,6 +32,8 @@ from pipeline.quarantine import Failure
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.models.loading import LoadedModel
 
 Built = TypeVar("Built")
@@ -63,8 +65,12 @@ class AnnotationSettings(Settings):
     task: str
     """Name of a task, or the path of a `.py` file with one (needs `allow_code: true`)."""
 
+    where: str | None = Field(default=None, min_length=1)
+    """SQL predicate over the corpus's columns and those of earlier annotations; rows that do not match hold nulls."""
+
     text: str = Field(min_length=1)
-    """A column, a dotted path to a nested field, or a template with {column} in it."""
+    """A column (also one that an earlier annotation adds), a dotted path to a nested field, or a template with {column}
+    in it."""
 
     model: Annotated[ModelSettings | None, BeforeValidator(_reference)] = None
     """The pinned model: a reference, or {ref, sha256, revision…}."""
@@ -82,18 +88,49 @@ class AnnotationSettings(Settings):
     """What happens to a row that cannot be annotated: set aside, or kept with its `<name>_error`."""
 
 
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """What a task reads of a row as text: a column, a dotted path, or a template."""
+
+    expression: str
+    may_be_words: bool = False  # with a blank and without braces it is no column, but the same words for every row
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnInput:
+    """What a task reads of a row as it is: the Python value of a column or of a nested field."""
+
+    path: str
+
+
+Input = TextInput | ColumnInput
+
+
 @dataclass(slots=True)
 class Texts:
-    """The texts of one unit that one template gave: good ones only, in input order.
+    """What one annotation reads of one unit: R rows that have all of it, in input order.
 
-    `shared` lets annotations over the same texts reuse what another computed (tokens, forward passes): ask with
-    `once(key, compute)`. `running`, where it is set, is told the indices of the texts that are about to go through a
-    model: the crash journal listens.
+    `values` is the first of the task's inputs, `inputs` are all by name. `shared` lets annotations over the same texts
+    reuse what another computed (tokens, forward passes): ask with `once(key, compute)`. `offsets` tells that some
+    annotation wants to know where tokens stand. `running`, where it is set, is told the indices of the texts that are
+    about to go through a model: the crash journal listens.
     """
 
     values: list[str]
+    inputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     shared: dict[Hashable, Any] = field(default_factory=dict)
+    offsets: bool = False
     running: Callable[[Sequence[int]], None] | None = None
+
+    def part(self, start: int, stop: int) -> "Texts":
+        """The texts [start, stop), which tell the journal their own places and share nothing."""
+        running = self.running
+        return Texts(
+            self.values[start:stop],
+            {name: values[start:stop] for name, values in self.inputs.items()},
+            offsets=self.offsets,
+            running=None if running is None else lambda indices: running([start + index for index in indices]),
+        )
 
     def once(self, key: Hashable, compute: Callable[[], Built]) -> Built:
         """The value of `compute()`, computed at most once for this key."""
@@ -112,6 +149,7 @@ class Annotation:
     failures: Mapping[int, Failure]  # by index in the texts
     forward_tokens: int = 0  # real tokens that went through the model now; 0 where another annotation's were reused
     padding_tokens: int = 0
+    model_seconds: float = 0.0  # in the model; 0 where another annotation's pass was reused
 
     @classmethod
     def of(cls, columns: Mapping[str, pa.Array], rows: int) -> "Annotation":
@@ -124,8 +162,15 @@ class Task(ABC):
 
     Config: ClassVar[type[AnnotationSettings]] = AnnotationSettings
 
-    needs: ClassVar[str | None] = None
-    """The transformers auto class of the model that it needs (`AutoModel`, …); None: the task needs no model."""
+    needs: str | None = None
+    """The transformers auto class of the model that it needs (`AutoModel`, …); None: the task needs no model. Where
+    options or the model decide, an instance says so after `__init__`; the class must say whether it needs one."""
+
+    auto_dtype: str | None = None
+    """What `dtype: auto` means for this task; None: the fastest that the device computes in."""
+
+    reads_offsets: bool = False
+    """Whether it asks where tokens stand in their text."""
 
     def __init__(self, config: AnnotationSettings, model: PinnedModel | None) -> None:
         """Keep the settings and what is known of the model without its weights.
@@ -135,9 +180,20 @@ class Task(ABC):
         self.config: Any = config
         self.model = model
 
+    def inputs(self) -> Mapping[str, Input]:
+        """What it reads of each row, by names of its own; the first is what `Texts.values` holds."""
+        return {"text": TextInput(self.config.text)}
+
     @abstractmethod
     def fields(self) -> list[pa.Field]:
         """The columns that it adds, named without the annotation's prefix (`label`, `score` …)."""
+
+    def build(self) -> "nn.Module | None":
+        """An empty module of its own, into which the model folder's weights are loaded; None: what `needs` names.
+
+        Called in each actor before `start`; `self.model.folder` and `self.model.config` are known.
+        """
+        return None
 
     def start(self, loaded: "LoadedModel") -> None:
         """Called once in each actor with the loaded model, before the first texts."""

@@ -25,6 +25,8 @@ from pipeline.tasks.encoder import EncoderSettings, EncoderTask
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.models.engine import Padded
+
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 DEFAULT_THRESHOLD = 0.5
@@ -126,11 +128,9 @@ class Classify(EncoderTask):
         """What the logits become."""
         return ("scores", self._problem)
 
-    def forward(self, input_ids_BL: "torch.Tensor", attention_mask_BL: "torch.Tensor") -> "torch.Tensor":
+    def forward(self, padded: "Padded") -> "torch.Tensor":
         """Probabilities, or values."""
-        logits_BD: torch.Tensor = self.loaded.module(
-            input_ids=input_ids_BL, attention_mask=attention_mask_BL
-        ).logits.float()
+        logits_BD: torch.Tensor = self.loaded.module(**padded.inputs).logits.float()
         if self._problem == "regression":
             return logits_BD
         return logits_BD.softmax(1) if self._problem == "single_label_classification" else logits_BD.sigmoid()

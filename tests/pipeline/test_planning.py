@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.corpus.reader import ReadPlan
 from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.job import AnnotateJob
 from pipeline.models.reference import ModelSettings, PinnedModel
@@ -68,6 +69,10 @@ def job(corpus: Path, tmp_path: Path) -> Jobs:
 
 def _plan(job: AnnotateJob, workers: Workers = WORKERS) -> Plan:
     return new_plan(job, pin_models(job), workers)[0]
+
+
+def _read_plan(job: AnnotateJob, plan: Plan) -> ReadPlan:
+    return read_plan(job, pin_models(job), plan)
 
 
 # ---------------------------------------------------------------------------------------------------------- possible
@@ -142,7 +147,7 @@ def test_an_output_of_ours_brings_its_identity_along(job: Jobs, corpus: Path) ->
 def test_row_groups_that_the_filter_excludes_are_pruned_and_counted(job: Jobs) -> None:
     plan = _plan(job(corpus={"filter": "number >= 50"}))
     assert (plan.rows, plan.rows_pruned) == (100, 100)
-    assert read_plan(job(corpus={"filter": "number >= 50"}), plan).filter == "number >= 50"
+    assert _read_plan(job(corpus={"filter": "number >= 50"}), plan).filter == "number >= 50"
 
 
 def test_a_sample_is_of_the_rows_that_the_filter_keeps_and_nothing_is_left_to_filter(job: Jobs) -> None:
@@ -151,7 +156,7 @@ def test_a_sample_is_of_the_rows_that_the_filter_keeps_and_nothing_is_left_to_fi
     assert (plan.rows, plan.rows_pruned) == (7, 0)
     chosen = [row for unit in plan.units for span in unit.spans for row in span.selected or ()]
     assert all(row >= 90 for row in chosen)
-    assert read_plan(sampled, plan).filter is None
+    assert _read_plan(sampled, plan).filter is None
     assert _plan(sampled).units == plan.units
 
 
@@ -174,7 +179,7 @@ def test_only_columns_that_are_carried_or_rendered_are_read(
 ) -> None:
     made = job(output={"columns": wanted})
     plan = _plan(made)
-    assert (carried_columns(made, plan), read_plan(made, plan).columns) == (carried, read)
+    assert (carried_columns(made, plan), _read_plan(made, plan).columns) == (carried, read)
 
 
 def test_added_columns_stand_in_the_order_of_the_annotations(job: Jobs) -> None:

@@ -3,9 +3,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from pipeline.errors import JobError, ModelError
-from pipeline.quarantine import Reason
-from pipeline.tokens import PieceMaker
+from pipeline.quarantine import Failure, Reason
+from pipeline.tokens import TextTokenizer, Tokenized
 
 
 @pytest.fixture
@@ -13,106 +12,62 @@ def bert(make_encoder):
     return AutoTokenizer.from_pretrained(make_encoder())
 
 
-@pytest.fixture
-def roberta(make_encoder):
-    return AutoTokenizer.from_pretrained(make_encoder("roberta"))
+def test_offsets_are_code_points_of_the_text(minilm):
+    tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(minilm))
+    text = "Café \U0001f469\u200d\U0001f4bb naïve résumé 日本"
+    (found,) = tokenizer.tokens([text], most=None, offsets=True)
+    words = [text[start:stop] for start, stop in found.offsets_T2]
+    assert len(words) == len(found.ids_T)
+    assert words[0] == "Café"
+    assert "".join(words).replace("\u200d", "") == text.replace(" ", "").replace("\u200d", "")
 
 
-def lists(pieces):
-    return [ids.tolist() for ids in pieces.ids_P]
+def test_a_slow_tokenizer_has_no_offsets():
+    assert not TextTokenizer(ByT5Tokenizer()).has_offsets
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_pieces_are_what_the_library_truncates_to(kind, request, sentences):
-    tokenizer = request.getfixturevalue(kind)
-    theirs = tokenizer(sentences, truncation=True, max_length=20)["input_ids"]
-    found = PieceMaker(tokenizer, 20).pieces(sentences)
-    assert lists(found) == theirs
-    assert found.tokens_R.tolist() == [len(ids) for ids in theirs]
-    assert found.truncated_R.tolist() == [len(tokenizer(text)["input_ids"]) > 20 for text in sentences]
-    assert found.failures == {}
+class Counting(TextTokenizer):
+    """Tells what it is given."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.seen = []
+
+    def tokens(self, texts, most, offsets=False):
+        self.seen += texts
+        return super().tokens(texts, most, offsets)
 
 
-def test_what_the_tokenizer_file_says_of_truncation_and_padding_does_not_count(minilm):
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    assert tokenizer.backend_tokenizer.truncation["max_length"] == 128
-    found = PieceMaker(tokenizer, 256).pieces(["word " * 400, "one"])
-    assert found.tokens_R.tolist() == [256, 3]
+def test_each_text_is_tokenised_once(bert):
+    tokenizer = Counting(bert)
+    tokenized = Tokenized(tokenizer, ["ak al", "half a pair \ud800", "am"])
+    first = tokenized.tokens(most=10)
+    assert tokenized.tokens(most=None) == first
+    assert tokenizer.seen == ["ak al", "half a pair \ud800", "am"]
+    assert isinstance(first[1], Failure)
+    assert first[1].reason == Reason.TOKENIZER_FAILED
 
 
-def test_windows_are_those_of_the_library(bert, sentences):
-    theirs = bert(sentences, truncation=True, max_length=12, stride=4, return_overflowing_tokens=True)
-    found = PieceMaker(bert, 12, stride=4).pieces(sentences)
-    assert lists(found) == theirs["input_ids"]
-    assert found.row_P.tolist() == theirs["overflow_to_sample_mapping"]
-    assert not found.truncated_R.any()
+def test_offsets_that_nobody_had_asked_for_are_found_later(bert):
+    tokenizer = Counting(bert)
+    tokenized = Tokenized(tokenizer, ["ak al"])
+    tokenized.tokens(most=None)
+    (found,) = tokenized.tokens(most=None, offsets=True)
+    assert found.offsets_T2.tolist() == [[0, 2], [3, 5]]
+    assert tokenizer.seen == ["ak al"] * 2
+    assert tokenized.tokens(most=None)[0] is found
 
 
-def test_a_text_without_tokens_fails_alone(bert):
-    found = PieceMaker(bert, 12).pieces(["ak al", "\u200b\u200b", "am"])
-    assert found.windows_R.tolist() == [1, 0, 1]
-    assert found.failures[1].reason == Reason.NO_TOKENS
-    assert found.failures[1].detail == "the tokenizer finds no token in 2 characters"
-
-
-def test_a_text_that_the_tokenizer_refuses_fails_alone(bert):
-    found = PieceMaker(bert, 12).pieces(["ak al", "half a pair \ud800", "am"])
-    assert found.windows_R.tolist() == [1, 0, 1]
-    assert found.failures[1].reason == Reason.TOKENIZER_FAILED
-    assert "TextEncodeInput" in found.failures[1].detail
-
-
-class PanicException(BaseException):
-    """As the Rust library raises it: no Exception."""
-
-
-class Fragile:
-    """A slow tokenizer that panics at one word."""
-
-    is_fast = False
-
-    def encode(self, text, add_special_tokens):
-        if "boom" in text:
-            raise PanicException("index out of bounds")
-        return [len(word) for word in text.split()]
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [101, *self.encode(text, False), 102]}
-
-
-def test_a_panic_in_the_tokenizer_is_the_fault_of_its_text_alone():
-    found = PieceMaker(Fragile(), 12).pieces(["one two", "boom", "three"])
-    assert lists(found) == [[101, 3, 3, 102], [101, 5, 102]]
-    assert found.failures[1].detail == "PanicException: index out of bounds"
-
-
-class Interrupted(Fragile):
-    """Somebody presses Ctrl-C while it works."""
-
-    def encode(self, text, add_special_tokens):
-        if "boom" in text:
-            raise KeyboardInterrupt
-        return [1]
-
-
-def test_an_interrupt_is_nobodys_fault():
-    with pytest.raises(KeyboardInterrupt):
-        PieceMaker(Interrupted(), 12).pieces(["boom"])
-
-
-def test_a_slow_tokenizer_works():
-    tokenizer = ByT5Tokenizer()
-    texts = ["grüße", "a" * 100]
-    found = PieceMaker(tokenizer, 30).pieces(texts)
-    assert lists(found) == tokenizer(texts, truncation=True, max_length=30)["input_ids"]
-    assert found.truncated_R.tolist() == [False, True]
-
-
-def test_one_word_of_300_000_characters(bert, minilm):
-    for tokenizer in (bert, AutoTokenizer.from_pretrained(minilm)):
-        found = PieceMaker(tokenizer, 64).pieces(["x" * 300_000, "ak"])
-        assert found.failures == {}
-        assert found.windows_R.tolist() == [1, 1]
+def test_a_text_of_which_the_beginning_is_known_is_tokenised_again_when_more_is_asked_for(bert):
+    tokenizer = Counting(bert)
+    tokenized = Tokenized(tokenizer, ["abc de fgh " * 100_000])
+    (beginning,) = tokenized.tokens(most=40)
+    assert not beginning.whole
+    assert tokenized.tokens(most=100)[0] is beginning
+    (whole,) = tokenized.tokens(most=None)
+    assert whole.whole
+    assert whole.ids_T[: len(beginning.ids_T)].tolist() == beginning.ids_T.tolist()
+    assert len(tokenizer.seen) == 2
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -147,50 +102,14 @@ def metaspace() -> PreTrainedTokenizerFast:
 def test_cutting_a_long_text_before_it_is_tokenised_changes_nothing(kind, text, bert):
     tokenizer = bert if kind == "bert" else globals()[kind]()
     whole = np.array(tokenizer.encode(text, add_special_tokens=False))
-    maker = PieceMaker(tokenizer, 40)
-    special = maker.pieces([text]).ids_P[0]
-    assert special.tolist() == tokenizer(text, truncation=True, max_length=40)["input_ids"]
-    beginning = maker._beginning(text)
-    assert beginning is None or beginning.tolist() == whole[: len(beginning)].tolist()
+    (found,) = TextTokenizer(tokenizer).tokens([text], most=38)
+    assert found.ids_T.tolist() == whole[: len(found.ids_T)].tolist()
+    assert found.whole == (len(found.ids_T) == len(whole))
+    assert len(found.ids_T) > 38 or found.whole
 
 
 def test_only_the_beginning_of_a_long_text_is_tokenised(bert):
     text = "abc de fgh " * 100_000
-    beginning = PieceMaker(bert, 40)._beginning(text)
-    assert beginning is not None
-    assert 40 < len(beginning) < 20_000
-    assert PieceMaker(bert, 40).pieces([text]).truncated_R.tolist() == [True]
-
-
-def test_a_window_without_room_is_refused(bert):
-    with pytest.raises(JobError, match="max_tokens: 2 leaves no room: 2 are special; at least 3"):
-        PieceMaker(bert, 2)
-
-
-def test_an_overlap_without_room_is_refused(bert):
-    with pytest.raises(
-        JobError, match=r"stride: 10 tokens of overlap leave no room .* holds 10 besides 2 .* at most 9"
-    ):
-        PieceMaker(bert, 12, stride=10)
-
-
-class Meddling(Fragile):
-    """With special tokens, it drops a text's own."""
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [101, 999, 102]}
-
-
-class Typed(Fragile):
-    """Its last token has a type of its own, as XLNet's has."""
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [*self.encode(text, False), 102], "token_type_ids": [0, 0, 2]}
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "words"), [(Meddling(), "changes the text's own tokens"), (Typed(), "token types other than 0")]
-)
-def test_a_tokenizer_that_does_more_than_put_tokens_around_a_text_is_refused(tokenizer, words):
-    with pytest.raises(ModelError, match=words):
-        PieceMaker(tokenizer, 12)
+    (beginning,) = TextTokenizer(bert).tokens([text], most=40)
+    assert 40 < len(beginning.ids_T) < 20_000
+    assert not beginning.whole

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RunError
-from pipeline.models.engine import forward_pieces
+from pipeline.models.engine import forward_pieces, run_batches, run_pieces
 from pipeline.quarantine import Reason
 
 PAD = 9
@@ -21,7 +21,13 @@ def sums(input_ids_BL, attention_mask_BL):
 def run(pieces, forward=sums, budget=20, about_to_run=None):
     ids_P = [np.array(piece, np.int32) for piece in pieces]
     return forward_pieces(
-        ids_P, forward, width=2, token_budget=budget, pad_id=PAD, device="cpu", about_to_run=about_to_run
+        ids_P,
+        lambda padded: forward(padded.input_ids_BL, padded.attention_mask_BL),
+        width=2,
+        token_budget=budget,
+        pad_id=PAD,
+        device="cpu",
+        about_to_run=about_to_run,
     )
 
 
@@ -131,3 +137,29 @@ def test_a_device_that_broke_is_not_blamed_on_rows():
 
 def test_no_pieces_give_no_rows():
     assert run([]).values_PD.shape == (0, 2)
+
+
+def test_token_types_are_padded_beside_the_ids():
+    ids_P = [np.array([1, 2, 3], np.int32), np.array([4], np.int32)]
+    types_P = [np.array([0, 1, 1], np.int32), np.array([1], np.int32)]
+
+    def types(padded):
+        assert set(padded.inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+        return [padded.token_type_ids_BL[row, :length].tolist() for row, length in enumerate(padded.lengths_B)]
+
+    ran = run_pieces(ids_P, types, token_budget=100, pad_id=PAD, device="cpu", types_P=types_P)
+    assert ran.found_P == [[0, 1, 1], [1]]
+
+
+def test_what_is_computed_of_a_piece_may_be_anything():
+    ran = run_batches(
+        np.array([3, 1, 2]), lambda batch: [f"piece {piece}" for piece in batch], token_budget=3, device="cpu"
+    )
+    assert ran.found_P == ["piece 0", "piece 1", "piece 2"]
+    assert (ran.tokens, ran.padding_tokens) == (6, 0)
+    assert ran.seconds > 0
+
+
+def test_an_answer_for_too_few_pieces_is_nobodys_fault():
+    with pytest.raises(ValueError, match="zip"):
+        run_batches(np.array([1, 1]), lambda batch: ["one"], token_budget=9, device="cpu")

@@ -14,7 +14,7 @@ from pipeline.errors import JobError, ModelError
 from pipeline.quarantine import Reason
 from pipeline.tasks.base import Texts
 from pipeline.tasks.embed import Embed
-from pipeline.tasks.encoder import DEFAULT_WINDOW_TOKENS
+from pipeline.tasks.window import DEFAULT_WINDOW_TOKENS
 from pipeline.tasks.zero_shot import ZeroShot
 
 POISON = "jt"

@@ -1,0 +1,139 @@
+"""What each annotation of a job reads: columns of the corpus, columns of earlier annotations, and of which rows.
+
+    compile_inputs([translation, topic], schema) ->
+        [Reads(sources={"text": TextSource("body")}, where=None, corpus={"body"}, earlier={}),
+         Reads(sources={"text": TextSource("translation_translation")}, where=RowFilter("lang = 'de'"),
+               corpus={"lang"}, earlier={"translation": {"translation_translation"}})]
+
+Pure: schemas and tables, no models.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.corpus.column import ColumnPath, find_dotted
+from pipeline.corpus.filter import RowFilter, parse_filter
+from pipeline.corpus.text import TextSource, compile_text
+from pipeline.errors import CorpusError
+from pipeline.quarantine import Failure
+from pipeline.tasks.base import ColumnInput, Input, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSource:
+    """A column or nested field whose values are read as they are."""
+
+    expression: str
+    path: ColumnPath
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The top-level column that it reads."""
+        return self.path.names[:1]
+
+    def render(self, table: pa.Table, max_chars: int) -> tuple[list[Any], dict[int, Failure]]:
+        """The value of each row; null is a value. (`max_chars` bounds texts alone.)"""
+        column = table.column(self.path.names[0])
+        if len(self.path.names) > 1:
+            column = pc.struct_field(column, list(self.path.names[1:]))
+        return column.to_pylist(), {}
+
+
+@dataclass(frozen=True, slots=True)
+class SameWords:
+    """The same text for every row."""
+
+    expression: str
+    columns: tuple[str, ...] = ()
+
+    def render(self, table: pa.Table, max_chars: int) -> tuple[list[Any], dict[int, Failure]]:
+        """The text, for each row. (`max_chars` bounds what comes from the corpus.)"""
+        return [self.expression] * table.num_rows, {}
+
+
+Source = TextSource | ColumnSource | SameWords
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What one annotation reads."""
+
+    sources: Mapping[str, Source]  # by the task's own names, the main one first
+    where: RowFilter | None
+    corpus: frozenset[str]  # columns of the corpus
+    earlier: frozenset[str]  # annotations before it that its sources read
+
+    def wanted(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which of the table's N rows `where` keeps; a predicate that is null keeps none."""
+        if self.where is None:
+            return np.ones(table.num_rows, np.bool_)
+        named = table.select(list(self.where.columns))
+        numbered = named.append_column("\0row", pa.array(np.arange(table.num_rows)))
+        wanted_N = np.zeros(table.num_rows, np.bool_)
+        wanted_N[numbered.filter(self.where.expression)["\0row"].to_numpy()] = True
+        return wanted_N
+
+
+def compile_inputs(tasks: Sequence[Task], columns: Sequence[Sequence[pa.Field]], schema: pa.Schema) -> list[Reads]:
+    """What the tasks read of rows of this schema and of each other; `columns` are those that each of them adds.
+
+    Raises CorpusError: an unknown column (one of a later annotation told as such), a type that has no text, a wrong
+    predicate.
+    """
+    owners: dict[str, str] = {}
+    later = {field.name: task.config.name for task, added in zip(tasks, columns, strict=True) for field in added}
+    known = schema
+    reads = []
+    for task, added in zip(tasks, columns, strict=True):
+        name = task.config.name
+        try:
+            reads.append(_reads(task, known, owners))
+        except CorpusError as error:
+            raise CorpusError(f"annotation '{name}': {error}{_of_a_later_one(str(error), later, owners)}") from error
+        for field in added:
+            if field.name not in known.names:  # a doubled column is told by the planner
+                known = known.append(field)
+                owners[field.name] = name
+    return reads
+
+
+def _reads(task: Task, schema: pa.Schema, owners: Mapping[str, str]) -> Reads:
+    sources = {name: _source(wanted, schema) for name, wanted in task.inputs().items()}
+    where = None
+    if task.config.where is not None:
+        try:
+            where = parse_filter(task.config.where, schema)
+        except CorpusError as error:
+            raise CorpusError(f"where: {error}") from error
+    read = {column for source in sources.values() for column in source.columns}
+    asked = set() if where is None else set(where.columns)
+    return Reads(
+        sources,
+        where,
+        frozenset(column for column in read | asked if column not in owners),
+        frozenset(owners[column] for column in read if column in owners),
+    )
+
+
+def _source(wanted: Input, schema: pa.Schema) -> Source:
+    if isinstance(wanted, ColumnInput):
+        return ColumnSource(wanted.path, find_dotted(schema, wanted.path))
+    expression = wanted.expression
+    is_template = "{" in expression or "}" in expression
+    if wanted.may_be_words and not is_template and " " in expression and expression not in schema.names:
+        return SameWords(expression)
+    return compile_text(expression, schema)
+
+
+def _of_a_later_one(message: str, later: Mapping[str, str], owners: Mapping[str, str]) -> str:
+    """A hint where the column that is not known is one that an annotation further down adds."""
+    for column, owner in later.items():
+        if column not in owners and f"no column '{column}'" in message:
+            return f"; annotation '{owner}' adds it, and it comes later: move it up"
+    return ""

@@ -76,7 +76,7 @@ def _sentences(text: str, start: int, stop: int, language: str) -> Iterator[Span
     """Of one paragraph, stripped; a long one goes stretch by stretch, each from where the last whole sentence ended."""
     while start < stop:
         stretch = text[start : min(stop, start + _STRETCH_CHARS)]
-        parts = sentencex.segment(language, stretch)
+        parts = _segments(language, stretch)
         if start + len(stretch) < stop:
             parts = parts[:-1] or [stretch[: _cut(stretch)]]
         for part in parts:
@@ -89,7 +89,7 @@ def _inside(text: str, start: int, stop: int, language: str) -> Iterator[Span]:
     begins = start
     if item := _ITEM.match(text, start, stop):
         begins = item.end()
-        lengths = [len(part) for part in sentencex.segment(language, text[begins:stop])]
+        lengths = [len(part) for part in _segments(language, text[begins:stop])]
     else:
         lengths = [stop - start]
     for length in lengths:
@@ -98,6 +98,16 @@ def _inside(text: str, start: int, stop: int, language: str) -> Iterator[Span]:
         start = begins
         if found is not None:
             yield found
+
+
+def _segments(language: str, stretch: str) -> list[str]:
+    """What the library makes of it: all its characters, in order. Where it panics, which is no Exception, the whole."""
+    try:
+        return list(sentencex.segment(language, stretch))
+    except BaseException as fault:
+        if type(fault).__name__ != "PanicException":
+            raise
+        return [stretch]
 
 
 def _numbered(text: str, spans: Iterator[Span]) -> Iterator[Span]:

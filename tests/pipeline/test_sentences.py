@@ -129,6 +129,28 @@ def test_wide_white_space_where_the_library_would_panic(blank):
     assert parts(f"So am I{blank}. Then{blank}left.") == [f"So am I{blank}.", f"Then{blank}left."]
 
 
+class PanicException(BaseException):
+    """As the Rust library raises it: no Exception."""
+
+
+@pytest.mark.parametrize("fault", [PanicException, KeyboardInterrupt])
+def test_a_paragraph_at_which_the_library_panics_is_one_sentence(monkeypatch, fault):
+    segment = sentencex.segment
+
+    def fragile(language, text):
+        if "boom" in text:
+            raise fault
+        return segment(language, text)
+
+    monkeypatch.setattr(sentencex, "segment", fragile)
+    text = "One. Two.\n\n * A boom. And more.\n\nThree. Four."
+    if fault is PanicException:
+        assert parts(text) == ["One.", "Two.", "* A boom. And more.", "Three.", "Four."]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            parts(text)
+
+
 def test_abbreviations_are_those_of_the_language():
     text = "Das ist z. B. gut. Am 3. Mai ist es so."
     assert parts(text, "de") == ["Das ist z. B. gut.", "Am 3. Mai ist es so."]

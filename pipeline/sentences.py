@@ -32,7 +32,7 @@ def sentence_spans(text: str, language: str = "en") -> list[Span]:
     """[start, stop) of each sentence in code points: in order, disjoint, without white space at either end.
 
     A blank line always ends a sentence, and so does an item of a list; the item's bullet or number belongs to its first
-    sentence. None is longer than 4,000 characters: what goes on without an end is cut, at a blank where there is one.
+    sentence. What goes on for 4,000 characters without an end is cut, before a word where there is one.
 
     `language` is a code as Wikipedia has it (en, de, zh, pt-br); one that the library does not know goes by English's
     rules. The time is linear in the text.

@@ -101,6 +101,7 @@ def test_texts_of_any_length_are_kept_whole_and_their_sentences_are_short(piece,
         ("हिन्दी वाक्य। दूसरा वाक्य।", ["हिन्दी वाक्य।", "दूसरा वाक्य।"]),
         ("สวัสดีครับ ผมชื่อ จอห์น", ["สวัสดีครับ ผมชื่อ จอห์น"]),
         ("A title\n\nA text\r\n\r\nan end", ["A title", "A text", "an end"]),
+        ("one\u2028\ntwo\x85\x85three\r\rfour \n \n five", ["one", "two", "three", "four", "five"]),
         ("nul\x00 here. Next.", ["nul\x00 here.", "Next."]),
     ],
 )  # fmt: skip

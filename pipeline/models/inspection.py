@@ -39,7 +39,7 @@ _WITHOUT_VOCABULARY = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverT
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _TRAINING_STATE = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"})
 _HEADER_LIMIT_BYTES = 100_000_000  # as the format has it
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
 
 # Positions of these begin after the padding index, so `max_position_embeddings` holds more than the window.
 _OFFSET_POSITIONS = frozenset(
@@ -84,7 +84,7 @@ def check_folder(folder: Path, allow_remote_code: bool) -> dict[str, Any]:
 
 def auto_maps(folder: Path) -> dict[str, Any]:
     """File name -> its auto_map, for the files that make transformers run Python code of the folder."""
-    files = {name: _read_optional(folder / name) for name in ("config.json", "tokenizer_config.json")}
+    files = {name: read_optional(folder / name) for name in ("config.json", "tokenizer_config.json")}
     return {name: options["auto_map"] for name, options in files.items() if options.get("auto_map")}
 
 
@@ -149,8 +149,8 @@ def window_tokens(folder: Path, config: Mapping[str, Any]) -> int | None:
 
     sentence_bert_config.json first, else the tokenizer's limit; both within the model's positions.
     """
-    sentence = _read_optional(folder / "sentence_bert_config.json").get("max_seq_length")
-    tokenizer = _read_optional(folder / "tokenizer_config.json").get("model_max_length")
+    sentence = read_optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    tokenizer = read_optional(folder / "tokenizer_config.json").get("model_max_length")
     own = sentence if sentence is not None else tokenizer
     bounds = [own, positions_tokens(config)]
     return min((int(bound) for bound in bounds if bound is not None and 0 < bound < _NO_WINDOW_TOKENS), default=None)
@@ -233,7 +233,7 @@ def task_of_head(config: Mapping[str, Any]) -> Head | None:
 
 def _check_tokenizer(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    tokenizer_class = _read_optional(folder / "tokenizer_config.json").get("tokenizer_class")
+    tokenizer_class = read_optional(folder / "tokenizer_config.json").get("tokenizer_class")
     if tokenizer_class in _WITHOUT_VOCABULARY or any(files <= names for files in TOKENIZERS):
         return
     known = ", ".join(" + ".join(sorted(files)) for files in TOKENIZERS)
@@ -279,7 +279,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if (start + file.read(16)).startswith(_LFS_POINTER):
+        if (start + file.read(16)).startswith(LFS_POINTER):
             raise ModelError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in that repository")
         if len(start) < 8 or 8 + length > size or length > _HEADER_LIMIT_BYTES:
             raise ModelError(f"{path} is truncated or no safetensors file: header of {length} bytes in {size} bytes")
@@ -314,5 +314,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
+def read_optional(path: Path) -> dict[str, Any]:
+    """A JSON object of options, empty where there is no such file. Raises ModelError: not JSON; no object."""
     return _read_object(path) if path.is_file() else {}

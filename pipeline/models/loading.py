@@ -3,25 +3,33 @@
     load(pinned, "AutoModel", dtype="bfloat16", device="cpu", threads=1, token_budget=2048) ->
         LoadedModel(pinned=…, module=BertModel(…), tokenizer=BertTokenizer(…), device="cpu", dtype="bfloat16", …)
 
-Nothing is fetched: the folder of a pinned model holds all of it. Every fault is a ModelError of one line.
+The files are those of the pinned digest on the node of this process. Every fault is a ModelError of one line.
 """
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from pipeline.errors import ModelError
-from pipeline.models.reference import PinnedModel
+from pipeline.models import gguf
+from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.workers import Device
 
 # Weights that AutoModel may do without: a pooler that this checkpoint was never trained with.
 _POOLER = "pooler."
+# Families of encoders for which transformers has a causal class too.
+_ENCODERS = frozenset(
+    {"albert", "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "modernbert"}
+    | {"rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,20 +57,15 @@ def load(
 ) -> LoadedModel:
     """Load the model as the transformers class that the task needs, and its tokenizer; torch gets its threads.
 
-    Raises ModelError: weights that the class needs are missing or of another shape; a kind of model that the class does
-    not know; a tokenizer that cannot be built; anything else that transformers refuses.
+    A model whose folder is on another node is brought to this one first. Raises ModelError: no files of the pinned
+    digest here; weights that the class needs are missing or of another shape; a kind of model that the class does not
+    know; a tokenizer that cannot be built; anything else that transformers refuses.
     """
     torch.set_num_threads(threads)
-    # The tokenizers library takes all cores otherwise; it reads this at every call.
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    pinned = on_this_node(pinned)
     with _silence():
-        module = _module(pinned, auto_class, _DTYPES[dtype])
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                pinned.folder, local_files_only=True, trust_remote_code=pinned.allow_remote_code
-            )
-        except Exception as fault:
-            raise ModelError(f"model {pinned.ref!r}: its tokenizer cannot be loaded: {_one_line(fault)}") from fault
+        module = _module(pinned, auto_class, dtype_named(dtype))
+    tokenizer = prepared_tokenizer(pinned, threads)
     try:
         module = module.to(device).eval()
     except Exception as fault:
@@ -70,20 +73,66 @@ def load(
     return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget)
 
 
+def dtype_named(dtype: str) -> torch.dtype:
+    """The torch format of a job's word for it."""
+    return _DTYPES[dtype]
+
+
+def prepared_tokenizer(pinned: PinnedModel, threads: int) -> Any:
+    """The tokenizer of a model that is on this node, which will use one core or as many as it likes.
+
+    Raises ModelError where it cannot be built.
+    """
+    # The tokenizers library takes all cores otherwise; it reads this at every call.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    try:
+        with _silence():
+            return _tokenizer(pinned)
+    except Exception as fault:
+        gist = str(fault) if isinstance(fault, ModelError) else _one_line(fault)
+        raise ModelError(f"model {pinned.ref!r}: its tokenizer cannot be loaded: {gist}") from fault
+
+
+def _tokenizer(pinned: PinnedModel) -> Any:
+    if pinned.gguf_file is None:
+        return transformers.AutoTokenizer.from_pretrained(
+            pinned.folder, local_files_only=True, trust_remote_code=pinned.allow_remote_code
+        )
+    # AutoTokenizer would give the same after it has parsed the whole file once more.
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
+        pinned.folder, gguf_file=pinned.gguf_file, local_files_only=True
+    )
+    gguf.mend_tokenizer(tokenizer, gguf.read_header(Path(pinned.folder, pinned.gguf_file)))
+    return tokenizer
+
+
+def _weights(pinned: PinnedModel) -> dict[str, Any]:
+    """What tells transformers where the weights are and how they are stored."""
+    if pinned.gguf_file is None:
+        return {"use_safetensors": True, "trust_remote_code": pinned.allow_remote_code}
+    # Left packed, weights would compute in other numbers than the dtype says, and on some devices only.
+    return {"gguf_file": pinned.gguf_file, "quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
 def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
     """The torch module with all its weights."""
+    _check_kind(pinned, auto_class)
     kind = getattr(transformers, _class_for(pinned, auto_class))
     try:
         module, told = kind.from_pretrained(
             pinned.folder,
             dtype=dtype,
             local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=pinned.allow_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, in words of ours
+            **_weights(pinned),
         )
     except Exception as fault:
+        if "Unrecognized configuration class" in str(fault):
+            raise ModelError(
+                f"model {pinned.ref!r} is {_kind_of(pinned)}, for which transformers has no {auto_class}: name a "
+                "model of the kind that this task needs"
+            ) from fault
         raise ModelError(f"model {pinned.ref!r} cannot be loaded as {auto_class}: {_one_line(fault)}") from fault
     missing = sorted(told["missing_keys"])
     if missing and auto_class == "AutoModel" and all(key.startswith(_POOLER) for key in missing):
@@ -105,9 +154,37 @@ def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
 
 def _class_for(pinned: PinnedModel, auto_class: str) -> str:
     """Of an encoder with a decoder, a task that wants hidden states takes the encoder alone."""
+    if auto_class != "AutoModel" or not _has_decoder(pinned):
+        return auto_class
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    return "AutoModelForTextEncoding" if pinned.config.get("model_type") in known else auto_class
+
+
+def _has_decoder(pinned: PinnedModel) -> bool:
+    """Whether the model is an encoder with a decoder, or the encoder that was taken out of one."""
     architecture = str(next(iter(pinned.config.get("architectures") or []), ""))
-    with_decoder = pinned.config.get("is_encoder_decoder", False) or architecture.endswith("EncoderModel")
-    return "AutoModelForTextEncoding" if auto_class == "AutoModel" and with_decoder else auto_class
+    return bool(pinned.config.get("is_encoder_decoder", False)) or architecture.endswith("EncoderModel")
+
+
+def _check_kind(pinned: PinnedModel, auto_class: str) -> None:
+    """Refuse what transformers would load without a word, though it was trained for something else.
+
+    Half of an encoder-decoder, or an encoder that sees what follows, does not continue a text.
+    """
+    if auto_class != "AutoModelForCausalLM":
+        return
+    sees_ahead = pinned.config.get("model_type") in _ENCODERS and not pinned.config.get("is_decoder", False)
+    if _has_decoder(pinned) or sees_ahead:
+        raise ModelError(
+            f"model {pinned.ref!r} is {_kind_of(pinned)}, which was not trained to continue a text: name a causal "
+            "language model (GPT-2, Llama, Qwen …)"
+        )
+
+
+def _kind_of(pinned: PinnedModel) -> str:
+    """What the config calls the model, for a message."""
+    architecture = str(next(iter(pinned.config.get("architectures") or []), "a model"))
+    return f"{architecture} (model_type {pinned.config.get('model_type')!r})"
 
 
 def _some(keys: list[str], most: int = 4) -> str:
@@ -123,13 +200,16 @@ def _one_line(fault: Exception, most_chars: int = 300) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Inside the block transformers neither draws bars nor warns: what matters becomes an error."""
+    """Inside the block transformers neither draws bars nor warns: what matters becomes an error.
+
+    The bar of unpacking a GGUF file cannot be switched off, so what is written to standard error meanwhile is dropped.
+    """
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -15,8 +15,9 @@ from tests.pipeline.families import tokenizing
 
 SEED = 7
 SPREAD = 0.4  # of the weights: logits lie well apart
-# The end's own row in the language head is that much longer, so that texts end after one to some dozens of tokens.
-END_SPREAD = 3.0
+T5_FACTOR = 3.0  # T5 counts it in its own widths
+# The end's own row in the language head is that much longer, so that some texts end early and some late.
+END_SPREAD = 2.0
 
 ENCODER_HEADS = ("Model", "MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
 DECODER_HEADS = ("Model", "CausalLM", "SequenceClassification")
@@ -60,12 +61,20 @@ class Family:
     most_tokens: str | None = "max_position_embeddings"  # the config's name for it
     reserved_positions: int = 0  # positions that no token takes
     spread: str = "initializer_range"
+    never_says_padding: bool = False
+    beyond: int = 0  # ids of the model that are no entries of the tokenizer's vocabulary
+    end_spread: float = END_SPREAD
 
 
 PADDED = {"pad_token_id": "pad_token"}
 WRAPPED = {"pad_token_id": "pad_token", "bos_token_id": "bos_token", "eos_token_id": "eos_token"}
 ENDED = {"pad_token_id": "pad_token", "eos_token_id": "eos_token", "decoder_start_token_id": "pad_token"}
 SHIFTED = {**WRAPPED, "decoder_start_token_id": "eos_token"}
+
+# Qwen's chat models end a turn by one token and a text by another, and bid generation to draw.
+ENDED_TURNS = {"pad_token_id": "pad_token", "bos_token_id": "pad_token", "eos_token_id": "eos_token"}
+QWEN_SAMPLES = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+M2M100_SIZES = {**BART_SIZES, "activation_function": "relu", "scale_embedding": True}
 
 FAMILIES: Mapping[str, Family] = {
     "bert": Family("bert", ENCODER_HEADS, tokenizing.bert, BERT_SIZES, PADDED),
@@ -117,6 +126,7 @@ FAMILIES: Mapping[str, Family] = {
         ENDED,
         most_tokens="n_positions",
         spread="initializer_factor",
+        end_spread=7.0,
     ),
     "bart": Family(
         "bart",
@@ -141,6 +151,65 @@ FAMILIES: Mapping[str, Family] = {
         tokenizing.llama,
         LLAMA_SIZES,
         {"bos_token_id": "bos_token", "eos_token_id": "eos_token"},
+    ),
+    "qwen2": Family(
+        "qwen2",
+        (*DECODER_HEADS, "TokenClassification", "QuestionAnswering"),
+        tokenizing.qwen,
+        LLAMA_SIZES,
+        ENDED_TURNS,
+        QWEN_SAMPLES,
+        end_spread=1.6,
+    ),
+    "qwen3": Family(
+        "qwen3",
+        (*DECODER_HEADS, "TokenClassification", "QuestionAnswering"),
+        tokenizing.qwen,
+        {**LLAMA_SIZES, "head_dim": 16},
+        ENDED_TURNS,
+        QWEN_SAMPLES,
+        end_spread=1.6,
+    ),
+    "pegasus": Family(
+        "pegasus",
+        ("Model", "Seq2SeqLM"),
+        tokenizing.pegasus,
+        {**BART_SIZES, "activation_function": "relu", "scale_embedding": True},
+        {**ENDED, "forced_eos_token_id": "eos_token"},
+        {"num_beams": 8, "length_penalty": 0.8, "max_length": 64},
+        spread="init_std",
+        end_spread=4.0,
+    ),
+    "marian": Family(
+        "marian",
+        ("Model", "Seq2SeqLM"),
+        tokenizing.marian,
+        {**BART_SIZES, "activation_function": "swish", "scale_embedding": True},
+        {**ENDED, "forced_eos_token_id": "eos_token"},
+        {"num_beams": 4, "max_length": 512, "renormalize_logits": True},
+        spread="init_std",
+        never_says_padding=True,
+        end_spread=7.0,
+    ),
+    "m2m100": Family(
+        "m2m_100",
+        ("Model", "Seq2SeqLM"),
+        tokenizing.m2m100,
+        M2M100_SIZES,
+        SHIFTED,
+        {"num_beams": 5, "early_stopping": True, "max_length": 200},
+        spread="init_std",
+        beyond=108,  # a hundred languages, and eight that nobody named
+    ),
+    "nllb": Family(
+        "m2m_100",
+        ("Model", "Seq2SeqLM"),
+        tokenizing.nllb,
+        M2M100_SIZES,
+        SHIFTED,
+        {"max_length": 200},
+        spread="init_std",
+        end_spread=3.0,
     ),
 }
 
@@ -182,8 +251,8 @@ def build(
     tokenizer.save_pretrained(folder)
     ids = {name: getattr(tokenizer, f"{token}_id") for name, token in made.special.items()}
     settings = {
-        "vocab_size": len(tokenizer),
-        made.spread: 1.0 if made.spread == "initializer_factor" else SPREAD,
+        "vocab_size": len(tokenizer) + made.beyond,
+        made.spread: T5_FACTOR if made.spread == "initializer_factor" else SPREAD,
         **made.config,
         **{name: token for name, token in ids.items() if name not in OF_GENERATION},
         **config,
@@ -197,9 +266,17 @@ def build(
     torch.manual_seed(SEED)
     module = getattr(transformers, named).from_config(transformers.AutoConfig.for_model(made.model_type, **settings))
     if head in GENERATING_HEADS:
+        norms = [part for part in module.modules() if type(part).__name__.endswith("Norm")]
         with torch.no_grad():
-            module.get_output_embeddings().weight[ids["eos_token_id"]] *= END_SPREAD
-        said = {**ids, **made.generation, **(generation or {})}
+            # A head that is tied to the embeddings would say its last token again and again.
+            norms[-1].weight.mul_(torch.randint(0, 2, norms[-1].weight.shape) * 2 - 1)
+            module.get_output_embeddings().weight[ids["eos_token_id"]] *= made.end_spread
+        said = {**ids, **made.generation}
+        if made.special is ENDED_TURNS:
+            said["eos_token_id"] = [ids["eos_token_id"], ids["pad_token_id"]]
+        if made.never_says_padding:
+            said["bad_words_ids"] = [[ids["pad_token_id"]]]
+        said |= generation or {}
         module.generation_config = transformers.GenerationConfig(**said)
     transformers.logging.disable_progress_bar()
     module.eval().save_pretrained(folder)

@@ -6,11 +6,17 @@
 `folder` is where a tokenizer that is no `tokenizer.json` may put its files.
 """
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from tests.pipeline.families.vocabularies import byte_pairs, fallback_pairs, unigrams, wordpiece
 
+GAPS = 8  # Pegasus has 103 (its offset), the first tokens of its vocabulary
+TARGETS = (">>deu<<", ">>fra<<", ">>rus<<")  # what a Marian model of several target languages has
+# Of the 202 languages of NLLB.
+LANGUAGES = ("arb_Arab", "deu_Latn", "ell_Grek", "eng_Latn", "fra_Latn", "jpn_Jpan", "rus_Cyrl", "zho_Hans")
 SENTINELS = 8  # T5 has 100: in so small a vocabulary a random model would say little else
 
 LLAMA_CHAT = (
@@ -140,3 +146,92 @@ def llama(folder: Path, max_tokens: int) -> Any:
     made = LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
     made.chat_template = LLAMA_CHAT
     return made
+
+
+def qwen(folder: Path, max_tokens: int) -> Any:
+    """Byte-level BPE after NFC, nothing put around a text, a chat template; ends its turns, but not its texts."""
+    from transformers import Qwen2Tokenizer
+
+    vocabulary, merges = byte_pairs([])
+    made = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=["<|im_start|>"],
+        model_max_length=max_tokens,
+    )
+    made.chat_template = CHATML
+    return made
+
+
+def pegasus(folder: Path, max_tokens: int) -> Any:
+    """Unigram: a b </s>, nothing between two texts; the unknown token stands after those of pretraining."""
+    from transformers import PegasusTokenizer
+
+    trained = unigrams()
+    gaps = [f"<unk_{place}>" for place in range(2, GAPS)]
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<mask_1>", "<mask_2>", *gaps, "<unk>")]
+    return PegasusTokenizer(
+        vocab=[*special, *trained.pieces],
+        offset=GAPS,
+        _spm_precompiled_charsmap=trained.charsmap,
+        model_max_length=max_tokens,
+    )
+
+
+def marian(folder: Path, max_tokens: int) -> Any:
+    """Sentencepiece's own model beside a vocabulary of other ids: >>deu<< a </s>. It is slow and knows no offsets."""
+    from transformers import MarianTokenizer
+
+    pieces = [piece for piece, _ in unigrams().pieces]
+    tokens = ["</s>", "<unk>", *pieces, *TARGETS, "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
+    for side in ("source", "target"):
+        (folder / f"{side}.spm").write_bytes(unigrams().model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+        return MarianTokenizer(
+            source_spm=str(folder / "source.spm"),
+            target_spm=str(folder / "target.spm"),
+            vocab=str(folder / "vocab.json"),
+            source_lang="eng",
+            target_lang="mul",
+            model_max_length=max_tokens,
+        )
+
+
+def m2m100(folder: Path, max_tokens: int) -> Any:
+    """Sentencepiece's own model beside a vocabulary of other ids: __en__ a </s>. It is slow and knows no offsets.
+
+    The tokens of the hundred languages follow the vocabulary; `src_lang` chooses the one in front.
+    """
+    from transformers import M2M100Tokenizer
+
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *(piece for piece, _ in unigrams().pieces)]
+    (folder / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}))
+    (folder / "sentencepiece.bpe.model").write_bytes(unigrams().model)
+    return M2M100Tokenizer(
+        vocab_file=str(folder / "vocab.json"),
+        spm_file=str(folder / "sentencepiece.bpe.model"),
+        src_lang="en",
+        tgt_lang="de",
+        model_max_length=max_tokens,
+    )
+
+
+def nllb(folder: Path, max_tokens: int) -> Any:
+    """BPE over characters: eng_Latn a </s>; M2M100's model with a fast tokenizer. `src_lang` chooses the language."""
+    from transformers import AddedToken, NllbTokenizer
+
+    vocabulary, merges = fallback_pairs(["<s>", "<pad>", "</s>", "<unk>"])
+    return NllbTokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        _spm_precompiled_charsmap=unigrams().charsmap,
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+        extra_special_tokens=list(LANGUAGES),
+        src_lang="eng_Latn",
+        tgt_lang="fra_Latn",
+        model_max_length=max_tokens,
+    )

@@ -16,7 +16,7 @@ from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import Reads, Source, compile_inputs
 from pipeline.models.reference import PinnedModel
 from pipeline.output.planfile import PinnedAnnotation
-from pipeline.quarantine import Failure, Problem
+from pipeline.quarantine import Failure, Problem, Reason
 from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.models.loading import LoadedModel
+
+_NOTHING = frozenset({Reason.NULL_TEXT, Reason.BLANK_TEXT})
 
 Running = Callable[[Sequence[int]], None]
 """Told the rows that are about to go through a model; the crash journal listens."""
@@ -146,6 +148,7 @@ class _Unit:
         self._left_out = frozenset(leave_out)
         self._running = running
         self._offsets = offsets
+        self._added: set[str] = set()  # columns of annotations
         self._without: dict[str, frozenset[int]] = {}  # by annotation: rows that it said nothing of
         self._columns: dict[tuple[Source, int], tuple[list[Any], dict[int, Failure]]] = {}
         self._shared: dict[tuple[Source, tuple[int, ...]], dict[Hashable, Any]] = {}
@@ -158,6 +161,7 @@ class _Unit:
         """What an annotation has added, and the rows that it said something of."""
         for name, values in columns.items():
             self._table = self._table.append_column(name, values)
+        self._added |= columns.keys()
         self._without[annotation] = frozenset(range(self.rows)) - frozenset(said)
 
     def rendered(self, reads: Reads, max_chars: int) -> _Rendered:
@@ -171,6 +175,8 @@ class _Unit:
             if key not in self._columns:
                 self._columns[key] = source.render(self._table, max_chars)
             inputs[name], broken = self._columns[key]
+            if self._added.intersection(source.columns):  # an annotation may have nothing to say: no fault of the row
+                wanted = [row for row in wanted if row not in broken or broken[row].reason not in _NOTHING]
             failures = {**broken, **failures}
         rows_R = [row for row in wanted if row not in failures]
         main = next(iter(reads.sources))

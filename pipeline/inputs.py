@@ -37,8 +37,8 @@ class ColumnSource:
         """The top-level column that it reads."""
         return self.path.names[:1]
 
-    def render(self, table: pa.Table, max_chars: int) -> tuple[list[Any], dict[int, Failure]]:
-        """The value of each row; null is a value. (`max_chars` bounds texts alone.)"""
+    def render(self, table: pa.Table, _max_chars: int) -> tuple[list[Any], dict[int, Failure]]:
+        """The value of each row; null is a value, and only texts have a bound of characters."""
         column = table.column(self.path.names[0])
         if len(self.path.names) > 1:
             column = pc.struct_field(column, list(self.path.names[1:]))
@@ -52,8 +52,8 @@ class SameWords:
     expression: str
     columns: tuple[str, ...] = ()
 
-    def render(self, table: pa.Table, max_chars: int) -> tuple[list[Any], dict[int, Failure]]:
-        """The text, for each row. (`max_chars` bounds what comes from the corpus.)"""
+    def render(self, table: pa.Table, _max_chars: int) -> tuple[list[Any], dict[int, Failure]]:
+        """The text, for each row."""
         return [self.expression] * table.num_rows, {}
 
 

@@ -127,9 +127,10 @@ def read_header(path: Path) -> Header:
                 f"{path} is damaged or truncated: its header cannot be read at byte {file.tell()} of {size} "
                 f"({type(problem).__name__}); fetch it again"
             ) from None
-        alignment = int(metadata.get("general.alignment", 32))
-        begin = -(-file.tell() // alignment) * alignment
-    promised = begin + max((offset + length for _, offset, length in shapes), default=0)
+        end = file.tell()
+        alignment = int(metadata.get("general.alignment") or 32)
+        begin = -(-end // alignment) * alignment
+    promised = max((begin + offset + length for _, offset, length in shapes), default=end)
     if promised > size:
         raise ModelError(
             f"{path} is truncated: it has {size} bytes, and its header promises {promised}; fetch it again"

@@ -50,15 +50,15 @@ def bring(name: str, revision: str, with_code: bool, gguf_file: str | None = Non
     try:
         if not COMMIT.fullmatch(revision):
             commit = str(_info(name, revision).sha)
-        if folder := _cached(name, commit, patterns):
+        if folder := _cached(name, commit, patterns, gguf_file):
             return folder, commit
         with _alone(name):
             # Whoever had the lock before may have brought the model.
-            return _cached(name, commit, patterns) or _download(name, commit, patterns, gguf_file), commit
+            return _cached(name, commit, patterns, gguf_file) or _download(name, commit, patterns, gguf_file), commit
     except ModelError:
         raise
     except Exception as problem:  # network errors are those of the HTTP library that the client happens to use
-        if _unanswered(problem) and (folder := _cached(name, commit, patterns, listed=False)):
+        if _unanswered(problem) and (folder := _cached(name, commit, patterns, gguf_file, listed=False)):
             return folder, commit
         raise _told(problem, name, commit) from problem
 
@@ -171,7 +171,7 @@ def _listed(name: str, commit: str) -> bool:
     return True
 
 
-def _cached(name: str, commit: str, patterns: list[str], listed: bool = True) -> Path | None:
+def _cached(name: str, commit: str, patterns: list[str], gguf_file: str | None, listed: bool = True) -> Path | None:
     """The folder of a commit that was brought here whole; with `listed=False` also one that may have gaps."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -184,7 +184,8 @@ def _cached(name: str, commit: str, patterns: list[str], listed: bool = True) ->
         )
     except LocalEntryNotFoundError:
         return None
-    return Path(found)
+    # A file that the commit does not have is not missed above.
+    return Path(found) if gguf_file is None or Path(found, gguf_file).is_file() else None
 
 
 def _cause(problem: Exception) -> Exception:

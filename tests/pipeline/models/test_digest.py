@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.digest import digest_files, digest_of, file_digests
+from pipeline.errors import ModelError
+from pipeline.models.digest import digest_files, digest_of, file_digests, tokenizer_digest
 
 
 def names(folder):
@@ -100,3 +101,74 @@ def test_the_official_sentence_model(minilm):
     assert json.dumps(sorted(files)) == json.dumps(list(files))
     assert "README.md" not in files
     assert len(digest_of(files)) == 64
+
+
+def test_of_a_gguf_model_the_file_alone_counts(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert file_digests(tmp_path, "m.gguf") == {"m.gguf": hashlib.sha256(b"GGUF").hexdigest()}
+
+
+def test_a_file_that_changed_is_hashed_again(make_model):
+    folder = make_model()
+    before = file_digests(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nword\nmore\n")
+    assert file_digests(folder)["vocab.txt"] != before["vocab.txt"]
+
+
+TOKENIZER = {"normalizer": {"type": "BertNormalizer"}, "model": {"vocab": {"a": 0, "b": 1}}}
+
+
+def test_models_of_equal_tokenizers_share_a_tokenizer_digest(make_model):
+    first = make_model("first", tokenizer=TOKENIZER, tokenizer_config={"tokenizer_class": "BertTokenizer"})
+    second = make_model(
+        "second",
+        config={"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
+        tokenizer={
+            "truncation": {"max_length": 128},
+            "padding": {"strategy": {"Fixed": 128}},
+            "model": {"vocab": {"b": 1, "a": 0}},
+            "normalizer": {"type": "BertNormalizer"},
+        },
+        tokenizer_config={
+            "model_max_length": 512, "name_or_path": "x/y", "tokenizer_class": "BertTokenizer",
+            "padding_side": "left", "clean_up_tokenization_spaces": True,
+        },
+    )  # fmt: skip
+    (second / "model.safetensors").write_bytes((first / "model.safetensors").read_bytes()[:-1] + b"1")
+    assert digest_of(file_digests(first)) != digest_of(file_digests(second))
+    assert tokenizer_digest(first) == tokenizer_digest(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.txt", "[PAD]\n[UNK]\nother\n"),
+        ("merges.txt", "a b\n"),
+        ("other.spm", "sentencepiece"),
+        ("added_tokens.json", '{"x": 9}'),
+        ("chat_template.jinja", "{{ messages }}"),
+        ("tokenizer.json", json.dumps(TOKENIZER | {"normalizer": None})),
+        ("tokenizer.json", json.dumps(TOKENIZER | {"model": {"vocab": {"a": 1, "b": 0}}})),
+        ("tokenizer_config.json", '{"do_lower_case": false}'),
+        ("config.json", '{"model_type": "roberta"}'),
+    ],
+)
+def test_what_may_change_tokens_changes_the_tokenizer_digest(make_model, name, content):
+    folder = make_model(tokenizer=TOKENIZER)
+    before = tokenizer_digest(folder)
+    (folder / name).write_text(content)
+    assert tokenizer_digest(folder) != before
+
+
+def test_a_tokenizer_file_that_is_no_json_is_told(make_model):
+    folder = make_model()
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer.json is not JSON"):
+        tokenizer_digest(folder)
+
+
+def test_two_real_tokenizers_differ(minilm, repository):
+    other = repository.parent / "shared/models/minilm-pii-ner"
+    if not other.is_dir():
+        pytest.skip("needs the development model ../shared/models/minilm-pii-ner")
+    assert tokenizer_digest(minilm) != tokenizer_digest(other)

@@ -1,14 +1,17 @@
 import json
 import os
+import platform
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pydantic
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.models.digest import digest_of, file_digests
-from pipeline.models.reference import ModelSettings, pin
+from pipeline.models.digest import digest_of, file_digests, tokenizer_digest
+from pipeline.models.reference import ModelSettings, at_commit, on_this_node, pin
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -43,6 +46,8 @@ def test_a_local_folder_is_pinned(make_model, monkeypatch):
     assert pinned.weights_bytes == (folder / "model.safetensors").stat().st_size
     assert pinned.config["model_type"] == "bert"
     assert not pinned.allow_remote_code
+    assert pinned.tokenizer_digest == tokenizer_digest(folder)
+    assert pinned.gguf_file is None
 
 
 def test_a_local_folder_may_be_absolute_or_in_the_home_folder(make_model, monkeypatch):
@@ -216,3 +221,108 @@ def test_pinning_imports_neither_torch_nor_transformers_nor_the_hubs_client(make
     )
     run = subprocess.run([sys.executable, "-c", code, make_model()], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_folder_that_is_here_is_used_as_it_is(make_model):
+    pinned = pin(ModelSettings(ref=str(make_model())))
+    assert on_this_node(pinned) is pinned
+
+
+def test_a_folder_that_is_not_on_this_node_is_told_with_the_way_out(make_model, tmp_path):
+    folder = make_model()
+    pinned = pin(ModelSettings(ref=str(folder)))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        ModelError, match=r"model '.*' on the node .*/model is not on the node .*storage that all share"
+    ):
+        on_this_node(pinned)
+
+
+def test_a_folder_that_changed_since_it_was_pinned_is_refused(make_model):
+    folder = make_model()
+    pinned = pin(ModelSettings(ref=str(folder)))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nanother\n")
+    with pytest.raises(ModelError, match=f"have the digest [0-9a-f]+, and the run was planned with {pinned.digest}"):
+        on_this_node(pinned)
+
+
+def test_a_wheel_is_found_where_this_node_has_it_and_only_in_the_pinned_version(package, make_model, monkeypatch):
+    pinned = pin(ModelSettings(ref="wheel:warehouse/small"))
+    elsewhere = replace(pinned, folder="/nodes/driver/site-packages/warehouse/small")
+    assert on_this_node(elsewhere) == pinned
+    (package / "small/vocab.txt").write_text("[PAD]\n[UNK]\nanother version\n")
+    with pytest.raises(ModelError, match=r"'wheel:warehouse/small' on the node .* and the run was planned with"):
+        on_this_node(elsewhere)
+    with pytest.raises(ModelError, match=r"on the node .*: no package 'gone' is installed"):
+        on_this_node(replace(elsewhere, ref="wheel:gone/small"))
+
+
+def test_a_reference_at_a_commit_keeps_its_file():
+    assert at_commit("hub:org/name@refs/pr/1", "8b32") == "hub:org/name@8b32"
+    assert at_commit("hub:org/name@main/m.gguf", "8b32") == "hub:org/name@8b32/m.gguf"
+
+
+NODE = """
+import dataclasses, json, sys
+from pipeline.errors import ModelError
+from pipeline.models.reference import ModelSettings, PinnedModel, on_this_node, pin
+task, value = sys.argv[1], json.loads(sys.argv[2])
+try:
+    found = pin(ModelSettings(ref=value)) if task == "pin" else on_this_node(PinnedModel(**value))
+    print(json.dumps(dataclasses.asdict(found)))
+except ModelError as fault:
+    print(json.dumps({"fault": str(fault)}))
+"""
+
+
+@pytest.fixture
+def node(hub, tmp_path):
+    """A process with a cache of its own, as on another node."""
+
+    def run(home, task, value, **options):
+        process = subprocess.run(
+            [sys.executable, "-c", NODE, task, json.dumps(value)],
+            env=hub.environment(tmp_path / home, **options),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)
+
+    return run
+
+
+def test_an_actor_on_another_node_brings_the_pinned_commit_though_the_branch_moved(hub, make_model, node, tmp_path):
+    commit = hub.publish("org/name", make_model())
+    pinned = node("driver", "pin", "hub:org/name@main")
+    (tmp_path / "driver").rename(tmp_path / "unreachable")
+    hub.publish("org/name", make_model("newer", tokenizer_config={"a": 1}))
+    found = node("actor", "place", pinned)
+    assert found["folder"].startswith(str(tmp_path / "actor"))
+    assert found == pinned | {"folder": found["folder"]}
+    assert hub.downloads()["model.safetensors"] == 2
+    assert node("actor", "place", pinned, HF_HUB_OFFLINE="1") == found
+    offline = node("empty", "place", pinned, HF_HUB_OFFLINE="1")
+    assert f"model 'hub:org/name@main' on the node {platform.node()}: offline" in offline["fault"]
+    assert commit in offline["fault"]
+
+
+def test_an_actor_refuses_what_its_cache_holds_under_the_commit_but_with_another_digest(
+    hub, make_model, node, tmp_path
+):
+    hub.publish("org/name", make_model())
+    pinned = node("driver", "pin", "hub:org/name@main")
+    (tmp_path / "driver").rename(tmp_path / "unreachable")
+    found = node("actor", "place", pinned)
+    vocabulary = Path(found["folder"], "vocab.txt")
+    vocabulary.unlink()
+    vocabulary.write_text("tampered")
+    fault = node("actor", "place", pinned)["fault"]
+    assert f"and the run was planned with {pinned['digest']}" in fault
+
+
+def test_a_process_of_the_drivers_node_needs_no_cache_of_its_own(hub, make_model, node):
+    hub.publish("org/name", make_model())
+    pinned = node("driver", "pin", "hub:org/name@main")
+    assert node("other", "place", pinned, HF_HUB_OFFLINE="1") == pinned

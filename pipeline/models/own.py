@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.inspection import weight_files
 from pipeline.models.loading import LoadedModel, dtype_named, prepared_tokenizer
-from pipeline.models.reference import PinnedModel
+from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.workers import Device
 
 
@@ -28,6 +28,7 @@ def load_own(
     tokenizer that cannot be built.
     """
     torch.set_num_threads(threads)
+    pinned = on_this_node(pinned)
     _fill(module, pinned)
     tokenizer = prepared_tokenizer(pinned, threads)
     ready = module.to(device=device, dtype=dtype_named(dtype)).eval()

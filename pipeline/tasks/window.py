@@ -110,7 +110,7 @@ class WindowTask(Task):
         values = texts.values if name is None else list(texts.inputs[name])
         key: tuple[Hashable, ...] = (
             "tokens",
-            getattr(self.pinned, "tokenizer_digest", "") or self.pinned.digest,
+            self.pinned.tokenizer_digest or self.pinned.digest,
             name,
             prefix,
         )

@@ -48,7 +48,8 @@ class LoadedModel:
     @property
     def pad_id(self) -> int:
         """What fills short rows; the model's own word first: RoBERTa counts positions by it."""
-        stated = [getattr(self.module.config, "pad_token_id", None), self.tokenizer.pad_token_id]
+        config = getattr(self.module, "config", None)  # a module of the user's own may have none
+        stated = [getattr(config, "pad_token_id", None), self.tokenizer.pad_token_id]
         return next((int(pad_id) for pad_id in stated if pad_id is not None), 0)
 
 
@@ -117,7 +118,8 @@ def _weights(pinned: PinnedModel) -> dict[str, Any]:
 def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
     """The torch module with all its weights."""
     _check_kind(pinned, auto_class)
-    kind = getattr(transformers, _class_for(pinned, auto_class))
+    class_name = _class_for(pinned, auto_class)
+    kind = getattr(transformers, class_name)
     try:
         module, told = kind.from_pretrained(
             pinned.folder,
@@ -134,6 +136,8 @@ def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
                 "model of the kind that this task needs"
             ) from fault
         raise ModelError(f"model {pinned.ref!r} cannot be loaded as {auto_class}: {_one_line(fault)}") from fault
+    if class_name == "AutoModel" and _has_decoder(pinned):
+        module = module.get_encoder()  # BART and its kin have no class for the encoder alone
     missing = sorted(told["missing_keys"])
     if missing and auto_class == "AutoModel" and all(key.startswith(_POOLER) for key in missing):
         module.pooler = None  # random numbers otherwise; no task reads it

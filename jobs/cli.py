@@ -186,6 +186,28 @@ def retry(output: Output, override: Override = None, as_json: Json = False) -> N
     _tell(outcome, as_json)
 
 
+@app.command()
+def tasks(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A task, or a file of your own.", show_default=False)
+    ] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Run the Python of a file of your own.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the tasks, or tell one's options, columns and model, with a job to copy."""
+    from jobs.tasks import catalogue, described, listed, told
+
+    with _interruptible(None):
+        found = catalogue() if name is None else described(name, allow_code)
+    if as_json:
+        _say_json(found if isinstance(found, dict) else asdict(found))
+    elif isinstance(found, dict):
+        _show(listed(found))
+    else:
+        _show(told(found))
+        _say(found.job)
+
+
 # ------------------------------------------------------------------------------------------------------- stop and fail
 
 

@@ -11,7 +11,9 @@ class Settings(BaseModel):
     """Typed, frozen settings read from a job file.
 
     Strict: the text "256" is not the number 256. Unknown keys are refused, so that a misspelt option is told
-    and not ignored.
+    and not ignored. The sentence beneath a field is its description: `corpusmill tasks` tells it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, use_attribute_docstrings=True
+    )

@@ -132,7 +132,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(command in done.stdout for command in ("run", "preview", "plan", "status", "verify", "retry"))
+    assert all(command in done.stdout for command in ("run", "preview", "plan", "status", "verify", "retry", "tasks"))
 
 
 def test_version_is_told(capsys):

@@ -1,0 +1,77 @@
+"""Beam search by transformers' own `generate`, on rows that cannot disturb each other.
+
+    search(model, rows, stopper) -> the rows' answers and ends
+
+Rows of a micro-batch are of one kind of length where padding would change the answer: for causal models all prompts are
+equally long; encoders have a mask, and their rows are padded.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+
+from pipeline.models.generation.answers import End, Stopper
+from pipeline.models.generation.decoding import Rules
+from pipeline.models.generation.live import Model, Row, padded_right
+from pipeline.quarantine import Failure, Reason
+
+
+class _Watch:
+    """A logits processor that changes nothing and remembers rows whose scores are not finite."""
+
+    def __init__(self, beams: int) -> None:
+        self._beams = beams
+        self.broken_B: torch.Tensor | None = None
+
+    def __call__(self, _: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+        broken_B = ~torch.isfinite(scores_BV.amax(1)).view(-1, self._beams).all(1)
+        self.broken_B = broken_B if self.broken_B is None else self.broken_B | broken_B
+        return scores_BV
+
+
+def search(model: Model, rows: Sequence[Row], stopper: Stopper) -> None:
+    """Bring every row to its end; each beam counts as a row under the token budget."""
+    for batch in model.micro_batches(rows, copies=model.rules.num_beams):
+        if model.rules.pads_beams:
+            _search(model, batch, stopper)
+            continue
+        for _, alike in groupby(batch, key=lambda row: len(row.prompt_ids)):
+            _search(model, list(alike), stopper)
+
+
+def _search(model: Model, rows: Sequence[Row], stopper: Stopper) -> None:
+    rules = model.rules
+    ids_BL, mask_BL = padded_right([row.prompt_ids for row in rows], rules.pad_id, model.device)
+    watch = _Watch(rules.num_beams)
+    told: Any = model.module.generate(
+        input_ids=ids_BL,
+        attention_mask=mask_BL,
+        logits_processor=LogitsProcessorList([watch]),
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        **rules.decoding.options(),
+        **stopper.options(),
+    )
+    assert watch.broken_B is not None
+    begin = 1 if rules.is_seq2seq else ids_BL.shape[1]
+    for row, ids, broken in zip(rows, told[:, begin:].tolist(), watch.broken_B.tolist(), strict=True):
+        if broken:
+            row.failure = Failure(Reason.NON_FINITE_OUTPUT, "the scores of a beam are not finite")
+            continue
+        row.answer, row.end = _ended(ids, row.limit, rules)
+
+
+def _ended(ids: list[int], limit: int, rules: Rules) -> tuple[list[int], End]:
+    """The answer without what fills it up to the longest of its batch."""
+    for place, token in enumerate(ids):
+        if token in rules.eos_ids:
+            forced = rules.forces_eos and place + 1 == limit
+            return ids[: place + 1], End.LENGTH if forced else End.EOS
+    if len(ids) >= limit:
+        return ids, End.LENGTH
+    while ids and ids[-1] == rules.pad_id:
+        ids.pop()
+    return ids, End.STOP

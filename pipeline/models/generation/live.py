@@ -1,0 +1,235 @@
+"""Rows whose answers grow, with the keys and values that the model keeps for them.
+
+    batch = Seq2SeqBatch.start(model, rows)     # encoder under the token budget, the decoder's first step
+    batch.scores_BV                             # the next token's logits, float32
+    batch = batch.keep([0, 2])                  # finished rows leave, and their cache with them
+    batch.step([17, 4])                         # tokens in, the next scores
+
+B rows, L tokens of the longest prompt, V vocabulary, T tokens in the cache.
+"""
+
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from pipeline.batching import micro_batches, padding
+from pipeline.models.generation.answers import End
+from pipeline.models.generation.decoding import Processors, Rules, ids_so_far
+from pipeline.models.generation.drawing import RowNoise
+from pipeline.quarantine import Failure
+from pipeline.tokens import Ids
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One prompt and its answer so far."""
+
+    prompt_ids: Ids
+    limit: int  # tokens that the answer may have
+    processors: Processors | None
+    answer: list[int] = field(default_factory=list)
+    end: End | None = None  # why it ended
+    failure: Failure | None = None
+    noise: RowNoise | None = None  # where it samples
+
+
+@dataclass(slots=True)
+class Model:
+    """A module with what decoding must know of it, and a count of what was computed."""
+
+    module: Any
+    rules: Rules
+    token_budget: int  # padded tokens of one pass over prompts
+    padding_tokens: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.module.device
+        return device
+
+    def micro_batches(self, rows: Sequence[Row], copies: int = 1) -> list[list[Row]]:
+        """Rows as they go through the model together with whole prompts, each in so many copies; longest first."""
+        lengths_R = np.array([len(row.prompt_ids) for row in rows], np.int64)
+        batches = micro_batches(lengths_R, max(1, self.token_budget // copies))
+        self.padding_tokens += padding(lengths_R, batches)
+        return [[rows[row] for row in batch] for batch in batches]
+
+    def logits_alone(self, row: Row) -> torch.Tensor:
+        """scores_1V of the next token by one pass over the row by itself, without padding or cache."""
+        ids_1L = ids_so_far([row.prompt_ids], [row.answer], self.rules.start_id).to(self.device)
+        if self.rules.is_seq2seq:
+            prompt_1L = torch.tensor(row.prompt_ids, dtype=torch.long, device=self.device)[None]
+            output = self.module(input_ids=prompt_1L, decoder_input_ids=ids_1L, use_cache=False)
+        else:
+            output = self.module(input_ids=ids_1L, use_cache=False, **self.last_only)
+        scores_1V: torch.Tensor = output.logits[:, -1].float()
+        return scores_1V
+
+    @property
+    def last_only(self) -> dict[str, int]:
+        """Keyword arguments that spare logits of all positions but the last, where the module knows them."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the caller may say where a token stands."""
+        return "position_ids" in self._accepted
+
+    @property
+    def _accepted(self) -> Collection[str]:
+        return inspect.signature(self.module.forward).parameters
+
+
+class Batch(Protocol):
+    """Rows at work."""
+
+    rows: list[Row]
+    scores_BV: torch.Tensor  # float32: logits of the next token, whatever the model computes in
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Let all rows but these go; scores are spent."""
+        ...
+
+    def step(self, tokens: Sequence[int]) -> None:
+        """Feed the last token of each row."""
+        ...
+
+
+class Seq2SeqBatch:
+    """Encoder states, and the decoder's cache. All rows are at the same step."""
+
+    def __init__(self, model: Model, rows: Sequence[Row]) -> None:
+        """Run the encoder, and the decoder on its first token."""
+        self._model = model
+        self.rows: list[Row] = []
+        parts = []
+        encoder = model.module.get_encoder()
+        for batch in model.micro_batches(rows):  # longest first: the first is the widest
+            ids_BL, mask_BL = padded_right([row.prompt_ids for row in batch], model.rules.pad_id, model.device)
+            parts.append((encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state, mask_BL))
+            self.rows += batch
+        width = parts[0][1].shape[1]
+        # What pads is never looked at, but must be finite: 0 x NaN is NaN.
+        self._states_BLD = torch.cat([_widen(states, width) for states, _ in parts])
+        self._mask_BL = torch.cat([_widen(mask, width) for _, mask in parts])
+        self._cache: Any = None
+        assert model.rules.start_id is not None
+        self.step([model.rules.start_id] * len(self.rows))
+
+    def step(self, tokens: Sequence[int]) -> None:
+        """Feed the last token of each row."""
+        output = self._model.module(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._states_BLD),
+            attention_mask=self._mask_BL,
+            decoder_input_ids=torch.tensor(tokens, dtype=torch.long, device=self._model.device)[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._cache = output.past_key_values
+        self.scores_BV = output.logits[:, -1].float()
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Let all rows but these go."""
+        index_B = torch.tensor(index, dtype=torch.long, device=self._model.device)
+        self.rows = [self.rows[row] for row in index]
+        self._cache.reorder_cache(index_B)
+        self._mask_BL = self._mask_BL.index_select(0, index_B)
+        # Only their shape is still read: keys and values of the encoder's states are in the cache.
+        self._states_BLD = self._states_BLD[: len(index)]
+
+
+class CausalBatch:
+    """Prompts padded on the left, and their cache; rows may be at different steps."""
+
+    def __init__(self, model: Model, rows: Sequence[Row]) -> None:
+        """Run the model over the prompts of one micro-batch."""
+        self._model = model
+        self.rows = list(rows)
+        longest = max(len(row.prompt_ids) for row in rows)
+        ids_BL = np.full((len(rows), longest), model.rules.pad_id, np.int64)
+        mask_BT = np.zeros((len(rows), longest), np.int64)
+        for ids_L, mask_L, row in zip(ids_BL, mask_BT, rows, strict=True):
+            ids_L[longest - len(row.prompt_ids) :] = row.prompt_ids
+            mask_L[longest - len(row.prompt_ids) :] = 1
+        self._mask_BT = torch.from_numpy(mask_BT).to(model.device)
+        positions_BL = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
+        self._takes_positions, self._last_only = model.takes_positions, model.last_only
+        self._cache: Any = None
+        self._forward(torch.from_numpy(ids_BL).to(model.device), positions_BL)
+
+    def step(self, tokens: Sequence[int]) -> None:
+        """Feed the last token of each row."""
+        self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
+        ids_B1 = torch.tensor(tokens, dtype=torch.long, device=self._model.device)[:, None]
+        self._forward(ids_B1, self._mask_BT.sum(1, keepdim=True) - 1)
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Let all rows but these go, and the columns that were theirs alone."""
+        index_B = torch.tensor(index, dtype=torch.long, device=self._model.device)
+        self.rows = [self.rows[row] for row in index]
+        self._cache.reorder_cache(index_B)
+        self._mask_BT = self._mask_BT.index_select(0, index_B)
+        if self.can_join:
+            self._crop()
+
+    @property
+    def can_join(self) -> bool:
+        """Whether its cache is plain keys and values of all tokens, so that batches can be laid side by side."""
+        return self._takes_positions and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def join(self, other: Self) -> None:
+        """Take in the rows of another batch; the narrower is padded on the left. Scores are spent."""
+        width = max(self._mask_BT.shape[1], other._mask_BT.shape[1])
+        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.keys = torch.cat([_widen_left(mine.keys, width), _widen_left(theirs.keys, width)])
+            mine.values = torch.cat([_widen_left(mine.values, width), _widen_left(theirs.values, width)])
+        masks = [torch.nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BT, other._mask_BT)]
+        self._mask_BT = torch.cat(masks)
+        self.rows += other.rows
+
+    def _crop(self) -> None:
+        """Drop columns on the left that are padding in every row."""
+        empty = int(self._mask_BT.shape[1] - self._mask_BT.sum(1).max())
+        if empty > 0:
+            self._mask_BT = self._mask_BT[:, empty:]
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
+
+    def _forward(self, ids_BL: torch.Tensor, positions_BL: torch.Tensor) -> None:
+        output = self._model.module(
+            input_ids=ids_BL,
+            attention_mask=self._mask_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **({"position_ids": positions_BL} if self._takes_positions else {}),
+            **self._last_only,
+        )
+        self._cache = output.past_key_values
+        self.scores_BV = output.logits[:, -1].float()
+
+
+def padded_right(ids_B: Sequence[Ids], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_ids_BL and attention_mask_BL."""
+    shape = (len(ids_B), max(len(ids) for ids in ids_B))
+    ids_BL, mask_BL = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    for row, ids in enumerate(ids_B):
+        ids_BL[row, : len(ids)] = ids
+        mask_BL[row, : len(ids)] = 1
+    return torch.from_numpy(ids_BL).to(device), torch.from_numpy(mask_BL).to(device)
+
+
+def _widen(values_BL: torch.Tensor, width: int) -> torch.Tensor:
+    """values_BL or values_BLD with zeros on the right up to `width`."""
+    missing = width - values_BL.shape[1]
+    return torch.nn.functional.pad(values_BL, (0, missing) if values_BL.dim() == 2 else (0, 0, 0, missing))
+
+
+def _widen_left(values_BHTD: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(values_BHTD, (0, 0, width - values_BHTD.shape[2], 0))

@@ -12,15 +12,15 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import ceil
 from pathlib import Path
 from types import ModuleType
 
-from cluster.placement import ClusterSettings, Node, check_object_store, place
+from cluster.placement import ClusterSettings, Node, check_object_store, check_pools, place
 from pipeline.errors import PlacementError, RunError
 from pipeline.models.memory import machine_memory_bytes
-from pipeline.workers import Workers
+from pipeline.workers import Pools
 
 SPARE_CPUS = 0.5
 """CPUs of a cluster left for read and commit tasks."""
@@ -38,29 +38,31 @@ class RayCluster:
     def __init__(self, settings: ClusterSettings) -> None:
         """Nothing happens yet."""
         self._settings = settings
-        self._workers: Workers | None = None
+        self._pools: Pools | None = None
         self._logs: str | None = None
 
-    def workers(self, weights_bytes: int) -> Workers:
-        """Place the actors. On `local` without starting Ray; else the cluster is asked, so it is connected to.
+    def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
+        """Place the pools. On `local` without starting Ray; else the cluster is asked, so it is connected to.
 
         A Ray that runs in this process already is asked too: it may have less than the machine.
 
-        Raises PlacementError: it does not fit, no GPU is there, torch cannot see it, no cluster answers.
+        Raises JobError: the cluster's pools are not the job's. PlacementError: it does not fit, no GPU is there, torch
+        cannot see it, no cluster answers.
         """
+        check_pools(self._settings, weights_bytes)
         if self._settings.address == "local" and not _runs_already():
             nodes = [Node(_cpus(), _gpus(), machine_memory_bytes())]
             check_object_store(self._settings, nodes[0])
-            self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=0)
-            if self._workers.gpus_per_actor > 0:
+            self._pools = place(self._settings, nodes, weights_bytes, spare_cpus=0)
+            if any(workers.gpus_per_actor > 0 for workers in self._pools.values()):
                 from pipeline.models.device import require_gpus  # torch takes seconds
 
-                require_gpus(self._workers)
+                require_gpus(*self._pools.values())
         else:
             with self._ray() as ray:
                 nodes = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
-            self._workers = place(self._settings, nodes, weights_bytes, spare_cpus=SPARE_CPUS)
-        return self._workers
+            self._pools = place(self._settings, nodes, weights_bytes, spare_cpus=SPARE_CPUS)
+        return self._pools
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
@@ -100,16 +102,18 @@ class RayCluster:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
         settings = self._settings
         if settings.address == "local":
-            workers = self._workers
-            assert workers is not None, "workers() comes first"
+            assert self._pools is not None, "workers() comes first"
+            pools = self._pools.values()
+            memory = [each.actors * each.memory_bytes for each in pools if each.memory_bytes is not None]
+            beside = max(2, *(each.actors for each in pools))
             try:
                 ray.init(
                     address="local",
-                    num_cpus=int(workers.actors * workers.cpus_per_actor + max(2, workers.actors)),
-                    num_gpus=ceil(workers.actors * workers.gpus_per_actor),
+                    num_cpus=int(sum(each.actors * each.cpus_per_actor for each in pools) + beside),
+                    num_gpus=ceil(sum(each.actors * each.gpus_per_actor for each in pools)),
                     object_store_memory=settings.object_store_memory,
                     # Ray would offer less than was asked for, and wait without end for a place for the last actor.
-                    _memory=None if workers.memory_bytes is None else workers.actors * workers.memory_bytes,
+                    _memory=sum(memory) or None,
                     **quiet,
                 )
             except _REFUSALS as error:

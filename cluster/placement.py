@@ -1,23 +1,25 @@
 """Where the actors go: pure arithmetic over what a machine or a cluster has.
 
-    place(ClusterSettings(), [Node(cpus=2, gpus=0, memory_bytes=24 << 30)], weights_bytes=90_868_376, spare_cpus=0)
-    -> Workers(actors=2, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
+    place(ClusterSettings(), [Node(cpus=2, gpus=0, memory_bytes=24 << 30)], {None: 90_868_376}, spare_cpus=0)
+    -> {None: Workers(actors=2, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)}
 
 On CPU the default is several actors of one thread each: two of them did 1.5 times the tokens of one with two threads.
+Several pools run at the same time, so all their actors have to fit together.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import floor
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from pipeline.errors import PlacementError
+from pipeline.errors import JobError, PlacementError
 from pipeline.settings import Settings
-from pipeline.workers import Workers
+from pipeline.workers import Workers, section
 
 WEIGHTS_FACTOR = 1.3
 """An actor's peak memory beside its weights: activations and buffers."""
@@ -44,14 +46,12 @@ def _address(value: str) -> str:
     return value
 
 
-class ClusterSettings(Settings):
-    """Which cluster computes, and how it is divided among actors."""
-
-    address: Annotated[str, AfterValidator(_address)] = "local"
-    """`local` (embedded), `auto` (the cluster that this machine belongs to) or `host:port`."""
+class PoolSettings(Settings):
+    """How many actors a pool has, and what each of them takes."""
 
     actors: int | None = Field(default=None, ge=1, le=100_000)
-    """Number of actors; each holds every model of the job. Default: as many as fit."""
+    """Number of actors; each holds every model of the pool's annotations. Default: as many as fit, shared evenly among
+    the pools that do not say."""
 
     cpus_per_actor: float | None = Field(default=None, gt=0, le=1024)
     """CPUs of one actor, and so its threads. Default: 1."""
@@ -61,6 +61,17 @@ class ClusterSettings(Settings):
 
     memory: Annotated[int | None, BeforeValidator(_bytes)] = Field(default=None, ge=1 << 20)
     """Memory that is reserved for one actor: bytes, or a text such as `4GiB`. Default: not reserved."""
+
+
+class ClusterSettings(PoolSettings):
+    """Which cluster computes, and how it is divided; what it says of actors holds for annotations without a `pool`."""
+
+    address: Annotated[str, AfterValidator(_address)] = "local"
+    """`local` (embedded), `auto` (the cluster that this machine belongs to) or `host:port`."""
+
+    pools: dict[str, PoolSettings] = Field(default_factory=dict)
+    """The pools that annotations name, each with actors, cpus_per_actor, gpus_per_actor and memory of its own; one that
+    is not here has the defaults."""
 
     object_store_memory: Annotated[int | None, BeforeValidator(_bytes)] = Field(default=None, ge=75 << 20)
     """Size of Ray's object store on an embedded (`local`) cluster: bytes or a text. Default: 30% of memory."""
@@ -75,43 +86,71 @@ class Node:
     memory_bytes: int
 
 
-def place(settings: ClusterSettings, nodes: Sequence[Node], weights_bytes: int, spare_cpus: float) -> Workers:
-    """Divide the nodes among actors that each hold `weights_bytes` of models.
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What one actor takes of a node."""
 
-    `spare_cpus` are left for reading and writing (0 where the CPUs are told to Ray by ourselves).
+    cpus: float
+    gpus: float
+    need_bytes: int
+    on_node_bytes: int  # the same, where it is the node's memory that holds the models and not a GPU's
 
-    Raises PlacementError where what was asked for does not fit; it says what there is.
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs and {self.need_bytes / 2**30:.1f} GiB of memory"
+
+
+def place(
+    settings: ClusterSettings, nodes: Sequence[Node], weights_bytes: Mapping[str | None, int], spare_cpus: float
+) -> dict[str | None, Workers]:
+    """Divide the nodes among pools of actors that each hold so many bytes of models.
+
+    `spare_cpus` are left for reading and writing (0 where the CPUs are told to Ray by ourselves). Where pools differ in
+    size, the larger actors are given their place first.
+
+    Raises JobError for a pool that nobody uses, PlacementError where what was asked for does not fit; it says what
+    there is.
     """
+    check_pools(settings, weights_bytes)
+    asked = {pool: settings if pool is None else settings.pools.get(pool, PoolSettings()) for pool in weights_bytes}
     there = _told(nodes)
-    gpus = settings.gpus_per_actor
-    if gpus is None:
-        gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
-    cpus = settings.cpus_per_actor or _cpus(nodes, spare_cpus)
-    if gpus > 0 and not any(node.gpus >= min(gpus, 1) for node in nodes):
-        raise PlacementError(
-            f"cluster.gpus_per_actor is {gpus:g}, but no GPU is there ({there}); leave it out to use CPUs"
+    if spare_cpus:
+        there += f", {spare_cpus:g} CPUs of each for reading and writing"
+    cpus = _cpus(nodes, spare_cpus, [each.cpus_per_actor for each in asked.values()])
+    gpus = {pool: _gpus(pool, each, nodes, there) for pool, each in asked.items()}
+    sizes = {}
+    for pool, each in asked.items():
+        need_bytes = each.memory or int(weights_bytes[pool] * WEIGHTS_FACTOR) + ACTOR_BYTES
+        on_node_bytes = need_bytes if gpus[pool] == 0 else 0
+        sizes[pool] = _Size(each.cpus_per_actor or cpus, gpus[pool], need_bytes, on_node_bytes)
+    actors = _shared_out(_Free(nodes, spare_cpus), sizes, {pool: each.actors for pool, each in asked.items()}, there)
+    return {
+        pool: Workers(
+            actors=actors[pool],
+            cpus_per_actor=sizes[pool].cpus,
+            gpus_per_actor=sizes[pool].gpus,
+            threads=max(1, floor(sizes[pool].cpus)),
+            memory_bytes=each.memory,
+            store_bytes=settings.object_store_memory,
         )
-    need_bytes = settings.memory or int(weights_bytes * WEIGHTS_FACTOR) + ACTOR_BYTES
-    room = sum(_room(node, cpus, gpus, need_bytes if gpus == 0 else 0, spare_cpus) for node in nodes)
-    if room == 0:
-        raise PlacementError(
-            f"not one actor of {cpus:g} CPUs, {gpus:g} GPUs and {need_bytes / 2**30:.1f} GiB of memory fits ({there}"
-            f"{f', {spare_cpus:g} CPUs of each for reading and writing' if spare_cpus else ''}); "
-            "ask for less with cluster.cpus_per_actor, cluster.gpus_per_actor, cluster.memory, or take a smaller model"
+        for pool, each in asked.items()
+    }
+
+
+def check_pools(settings: ClusterSettings, used: Iterable[str | None]) -> None:
+    """JobError where the cluster says something of a pool that no annotation of the job uses."""
+    names = [pool for pool in used if pool is not None]
+    for pool in settings.pools:
+        if pool not in names:
+            match = get_close_matches(pool, names, n=1)
+            hint = f"; did you mean {match[0]!r}?" if match else ""
+            known = f"pools of this job: {', '.join(names)}" if names else "no annotation of this job names a `pool`"
+            raise JobError(f"cluster.pools.{pool}: no annotation says `pool: {pool}`{hint}; {known}")
+    own = [key for key in PoolSettings.model_fields if getattr(settings, key) is not None]
+    if own and None not in used:
+        raise JobError(
+            f"cluster.{own[0]} is of annotations without a `pool`, and every annotation of this job names one; say it "
+            f"of a pool: cluster.pools.{names[0]}.{own[0]}"
         )
-    if settings.actors is not None and settings.actors > room:
-        raise PlacementError(
-            f"cluster.actors is {settings.actors}, but only {room} of {cpus:g} CPUs, {gpus:g} GPUs and "
-            f"{need_bytes / 2**30:.1f} GiB of memory fit ({there})"
-        )
-    return Workers(
-        actors=settings.actors or room,
-        cpus_per_actor=cpus,
-        gpus_per_actor=gpus,
-        threads=max(1, floor(cpus)),
-        memory_bytes=settings.memory,
-        store_bytes=settings.object_store_memory,
-    )
 
 
 def check_object_store(settings: ClusterSettings, machine: Node) -> None:
@@ -124,17 +163,97 @@ def check_object_store(settings: ClusterSettings, machine: Node) -> None:
         )
 
 
-def _cpus(nodes: Sequence[Node], spare_cpus: float) -> float:
-    """CPUs of one actor: 1, or half a one where no node has more beside what reading and writing need."""
-    return 1.0 if any(node.cpus - spare_cpus >= 1 for node in nodes) else 0.5
+def _cpus(nodes: Sequence[Node], spare_cpus: float, asked: Sequence[float | None]) -> float:
+    """CPUs of an actor that does not say: 1, or half a one where they would not do for an actor of each pool."""
+    free = _Free(nodes, spare_cpus)
+    taken = [free.take(_Size(cpus or 1.0, 0, 0, 0), 1) for cpus in sorted(asked, key=lambda cpus: -(cpus or 1.0))]
+    return 1.0 if all(taken) else 0.5
 
 
-def _room(node: Node, cpus: float, gpus: float, need_bytes: int, spare_cpus: float) -> int:
-    """Actors that fit on one node. Without CPUs for the tasks beside them they would wait without end."""
-    by_cpu = max(0.0, node.cpus - spare_cpus) / cpus
-    by_gpu = node.gpus / gpus if gpus > 0 else by_cpu
-    by_memory = node.memory_bytes / need_bytes if need_bytes else by_cpu
-    return floor(min(by_cpu, by_gpu, by_memory))
+def _gpus(pool: str | None, asked: PoolSettings, nodes: Sequence[Node], there: str) -> float:
+    """GPUs of one actor of a pool; PlacementError where none is there to be had."""
+    gpus = asked.gpus_per_actor
+    if gpus is None:
+        return 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+    if gpus > 0 and not any(node.gpus >= min(gpus, 1) for node in nodes):
+        raise PlacementError(
+            f"{section(pool)}.gpus_per_actor is {gpus:g}, but no GPU is there ({there}); leave it out to use CPUs"
+        )
+    return gpus
+
+
+def _shared_out(
+    free: "_Free", sizes: Mapping[str | None, _Size], asked: Mapping[str | None, int | None], there: str
+) -> dict[str | None, int]:
+    """Actors of each pool: one of each, then those that were asked for, then as many as fit, in turn.
+
+    Raises PlacementError where one of each, or as many as were asked for, do not fit.
+    """
+    largest_first = sorted(sizes, key=lambda pool: (-sizes[pool].gpus, -sizes[pool].cpus, -sizes[pool].need_bytes))
+    actors = {pool: free.take(sizes[pool], 1) for pool in largest_first}
+    if not all(actors.values()):
+        raise PlacementError(f"{_too_large(sizes)} ({there}); {_ask_for_less(sizes)}")
+    for pool in largest_first:
+        wanted = asked[pool]
+        if wanted is not None:
+            actors[pool] += free.take(sizes[pool], wanted - 1)
+            if actors[pool] < wanted:
+                beside = " beside the actors of the other pools" if len(sizes) > 1 else ""
+                raise PlacementError(
+                    f"{section(pool)}.actors is {wanted}, but only {actors[pool]} of {sizes[pool]} fit{beside} "
+                    f"({there})"
+                )
+    growing = [pool for pool in sizes if asked[pool] is None]
+    while growing:
+        most = None if len(growing) == 1 else 1
+        taken = {pool: free.take(sizes[pool], most) for pool in growing}
+        for pool, more in taken.items():
+            actors[pool] += more
+        growing = [pool for pool, more in taken.items() if more and most]
+    return actors
+
+
+def _too_large(sizes: Mapping[str | None, _Size]) -> str:
+    if len(sizes) == 1:
+        return f"not one actor of {next(iter(sizes.values()))} fits"
+    each = "; ".join(f"{section(pool)}: {size}" for pool, size in sizes.items())
+    return f"an actor of each pool does not fit at the same time, {each}"
+
+
+def _ask_for_less(sizes: Mapping[str | None, _Size]) -> str:
+    if len(sizes) == 1:
+        place = section(next(iter(sizes)))
+        keys = ", ".join(f"{place}.{key}" for key in ("cpus_per_actor", "gpus_per_actor", "memory"))
+        return f"ask for less with {keys}, or take a smaller model"
+    return "ask for less with their cpus_per_actor, gpus_per_actor and memory, or put annotations into one pool"
+
+
+class _Free:
+    """What the nodes have left, in whole numbers of what Ray divides CPUs and GPUs into."""
+
+    def __init__(self, nodes: Sequence[Node], spare_cpus: float) -> None:
+        self._left = [[_parts(node.cpus - spare_cpus), _parts(node.gpus), node.memory_bytes] for node in nodes]
+        self._full: dict[_Size, int] = {}  # so many nodes, from the first on, have no place for one more of the size
+
+    def take(self, size: _Size, most: int | None) -> int:
+        """Place actors of this size, at most so many; how many found a place."""
+        need = [_parts(size.cpus), _parts(size.gpus), size.on_node_bytes]
+        taken = 0
+        for number in range(self._full.get(size, 0), len(self._left)):
+            left = self._left[number]
+            room = max(0, min(have // part for have, part in zip(left, need, strict=True) if part))
+            here = room if most is None else min(room, most - taken)
+            self._left[number] = [have - here * part for have, part in zip(left, need, strict=True)]
+            taken += here
+            if taken == most:
+                break
+            self._full[size] = number + 1
+        return taken
+
+
+def _parts(amount: float) -> int:
+    """Ray counts in ten-thousandths of a CPU or GPU."""
+    return round(amount * 10_000)
 
 
 def _told(nodes: Sequence[Node]) -> str:

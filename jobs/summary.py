@@ -127,8 +127,10 @@ def planned(plan: Mapping[str, Any]) -> RenderableType:
     told = [
         ("corpus", f"{files}, {size(plan['bytes'])}, {_counted(plan['rows'], 'row')}{pruned}"),
         ("units", f"{plan['units']:,} in {_counted(plan['partitions'], 'partition')}"),
-        ("actors", f"{plan['actors']} on {plan['device']}, {_counted(plan['threads'], 'thread')} each"),
     ]
+    for pool in plan["pools"]:
+        name = "actors" if pool["pool"] is None else f"pool {pool['pool']}"
+        told.append((name, f"{pool['actors']} on {pool['device']}, {_counted(pool['threads'], 'thread')} each"))
     for name, annotation in plan["annotations"].items():
         model = annotation["model"] or "no model"
         digest = f" ({annotation['digest'][:12]}…)" if annotation["digest"] else ""

@@ -29,6 +29,7 @@ from pipeline.planning import (
     check_unchanged,
     corpus_notes,
     new_plan,
+    passes,
     pin_models,
     place,
     read_plan,
@@ -37,7 +38,7 @@ from pipeline.planning import (
 from pipeline.progress import Watcher
 from pipeline.stages import Order, Work
 from pipeline.summary import Pace, Quarantine, Tally, over_limit
-from pipeline.workers import Cluster, Workers
+from pipeline.workers import Cluster, Pools
 
 OVER_LIMIT = 3
 """Exit code of a run that is done, but with more in the quarantine than the job allows."""
@@ -51,7 +52,7 @@ class Run:
     store: Store
     models: Models
     plan: Plan
-    workers: Workers
+    pools: Pools
     epoch: int
     run_id: str
     receipts: dict[str, Receipt]
@@ -79,7 +80,7 @@ class Run:
                 "annotations": self.plan.job["annotations"],
             },
             token_budget={name: pin.token_budget for name, pin in pins.items()},
-            actors=self.workers.actors,
+            pools=passes(self.job, self.models, self.plan, self.pools),
         )
 
 
@@ -107,11 +108,11 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
     check_output(store.root)
     begun = planfile.load(store) if planfile.exists(store) else None
     models = pin_models(job, begun)
-    workers = place(cluster, models)
+    pools = place(cluster, job, models)
     # A job that is refused leaves no folder behind, so it is planned before anything is written.
-    fresh = new_plan(job, models, workers) if begun is None else None
+    fresh = new_plan(job, models, pools) if begun is None else None
     with Lease.acquire(store, run_id := new_run_id()) as lease:
-        run = _open(job, models, store, workers, fresh, lease.epoch, run_id, began)
+        run = _open(job, models, store, pools, fresh, lease.epoch, run_id, began)
         for note in run.notes:
             watcher.note(note)
         orders = [Order(unit) for unit in run.plan.units if unit.id not in run.receipts]
@@ -124,7 +125,7 @@ def _open(
     job: AnnotateJob,
     models: Models,
     store: Store,
-    workers: Workers,
+    pools: Pools,
     fresh: tuple[Plan, tuple[str, ...]] | None,
     epoch: int,
     run_id: str,
@@ -138,24 +139,25 @@ def _open(
         check_unchanged(job, models, plan)
         notes = corpus_notes(job, plan)
     else:  # there is nothing yet that a changed job could spoil
-        plan, told = fresh or new_plan(job, models, workers)
+        plan, told = fresh or new_plan(job, models, pools)
         notes = list(told)
         planfile.save(store, plan)
     for why in damaged:  # a receipt that cannot be trusted is none: its unit is computed again
         notes.append(f"{why}; its unit is computed again")
         store.delete(why.split(":")[0])
     notes += sweep(store, standing, epoch)
-    return Run(job, store, models, plan, as_pinned(plan, workers), epoch, run_id, standing, began, notes)
+    return Run(job, store, models, plan, as_pinned(plan, pools), epoch, run_id, standing, began, notes)
 
 
 def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -> Tally:
     """Send the orders through Ray, and take their receipts in."""
+    actors = sum(workers.actors for workers in run.pools.values())
     tally = Tally(
         units_total=len(run.plan.units),
         rows_total=run.plan.rows,
         began=time.monotonic(),
         quarantine=Quarantine(run.job.limits, run.plan),
-        pace=Pace(run.workers.actors),
+        pace=Pace(actors),
     )
     again = {order.unit.id for order in orders}
     tally.stands(receipt for unit, receipt in run.receipts.items() if unit not in again)
@@ -163,7 +165,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         return tally
     try:
         _check_limit(run, tally)
-        watcher.phase(f"starting Ray and {run.workers.actors} actors")
+        watcher.phase(f"starting Ray and {actors} actors")
         with cluster.connected():
             watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
@@ -202,7 +204,7 @@ def _receipts(run: Run, orders: list[Order]) -> Iterator[tuple[Receipt, Mapping[
     """Receipts as they are committed; the first fatal word of any stage ends the run."""
     from pipeline.stream import stream_with_suspects  # Ray: a finished run needs none
 
-    for told in stream_with_suspects(orders, run.work(), run.workers):
+    for told in stream_with_suspects(orders, run.work()):
         if told["state"] == "fatal":
             raise _error_of(told)
         if told["state"] == "kept":  # a retry that could read less than before

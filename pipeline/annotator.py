@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import tasks
 from pipeline.errors import CorpusmillError, ModelError
@@ -40,6 +41,12 @@ class AnnotationSpec:
     model: PinnedModel | None
     pinned: PinnedAnnotation
 
+    @property
+    def pool(self) -> str | None:
+        """The pool whose actors hold its model; None: the job's own."""
+        pool = self.settings.get("pool")
+        return None if pool is None else str(pool)
+
     def task(self) -> Task:
         """The task of this annotation, without weights."""
         kind = tasks.find(str(self.settings["task"]), allow_code=self.allow_code)
@@ -69,17 +76,27 @@ def columns_of(task: Task) -> list[pa.Field]:
 
 
 class Annotator:
-    """Every model of a job, loaded once; annotations that share texts have them rendered and tokenised once."""
+    """The models of a job or pool, loaded once; annotations that share texts have them rendered and tokenised once."""
 
-    def __init__(self, specs: Sequence[AnnotationSpec], schema: pa.Schema) -> None:
-        """Prepare the annotations over rows of this schema; `load` brings the weights."""
-        self._specs = specs
-        self._tasks = [spec.task() for spec in specs]
-        self._reads = compile_inputs(self._tasks, [columns_of(task) for task in self._tasks], schema)
+    def __init__(
+        self, specs: Sequence[AnnotationSpec], schema: pa.Schema, only: Collection[AnnotationSpec] | None = None
+    ) -> None:
+        """Prepare the annotations over rows of this schema; `load` brings the weights.
+
+        `specs` are all of the job. Where `only` some are to be made here, the tables have the columns of those before.
+        """
+        every = [spec.task() for spec in specs]
+        columns = [columns_of(task) for task in every]
+        reads = compile_inputs(every, columns, schema)
+        here = [number for number, spec in enumerate(specs) if only is None or spec in only]
+        self._specs = [specs[number] for number in here]
+        self._tasks = [every[number] for number in here]
+        self._reads = [reads[number] for number in here]
+        self._added = frozenset(column.name for added in columns for column in added)
 
     @property
     def columns(self) -> list[pa.Field]:
-        """All columns that the job adds, in the order of its annotations."""
+        """All columns that it adds, in the order of the annotations."""
         return [column for task in self._tasks for column in columns_of(task)]
 
     def load(self) -> None:
@@ -125,7 +142,8 @@ class Annotator:
         an annotation's `where` leaves out, or that failed in one that it reads, holds nulls.
         """
         found = Annotations({}, [])
-        unit = _Unit(table, leave_out, running, offsets=any(task.reads_offsets for task in self._tasks))
+        offsets = any(task.reads_offsets for task in self._tasks)
+        unit = _Unit(table, self._added, leave_out, running, offsets)
         for task, reads in zip(self._tasks, self._reads, strict=True):
             _annotate_one(task, unit.rendered(reads, task.config.max_chars), unit, found)
         return found
@@ -143,30 +161,39 @@ class _Rendered:
 class _Unit:
     """The rows of one unit, with the columns that the annotations have added so far."""
 
-    def __init__(self, table: pa.Table, leave_out: Collection[int], running: Running | None, offsets: bool) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        added: frozenset[str],
+        leave_out: Collection[int],
+        running: Running | None,
+        offsets: bool,
+    ) -> None:
         self._table = table
+        self._added = added  # names of all columns of annotations, also of those that are still to come
         self._left_out = frozenset(leave_out)
         self._running = running
         self._offsets = offsets
-        self._added: set[str] = set()  # columns of annotations
-        self._without: dict[str, frozenset[int]] = {}  # by annotation: rows that it said nothing of
         self._columns: dict[tuple[Source, int], tuple[list[Any], dict[int, Failure]]] = {}
         self._shared: dict[tuple[Source, tuple[int, ...]], dict[Hashable, Any]] = {}
 
     @property
     def rows(self) -> int:
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
-    def add(self, annotation: str, columns: Mapping[str, pa.Array], said: Collection[int]) -> None:
-        """What an annotation has added, and the rows that it said something of."""
+    def add(self, columns: Mapping[str, pa.Array]) -> None:
+        """What an annotation has added."""
         for name, values in columns.items():
             self._table = self._table.append_column(name, values)
-        self._added |= columns.keys()
-        self._without[annotation] = frozenset(range(self.rows)) - frozenset(said)
+
+    def _without(self, annotation: str) -> frozenset[int]:
+        """Rows of which an annotation said nothing: those alone have no tokens, not even none of them."""
+        nothing_N = pc.is_null(self._table[f"{annotation}_tokens"])
+        return frozenset(np.flatnonzero(nothing_N.to_numpy()).tolist())
 
     def rendered(self, reads: Reads, max_chars: int) -> _Rendered:
         """What one annotation reads of the rows that it wants."""
-        left_out = self._left_out.union(*(self._without[name] for name in reads.earlier))
+        left_out = self._left_out.union(*map(self._without, reads.earlier))
         wanted = [row for row in np.flatnonzero(reads.wanted(self._table)).tolist() if row not in left_out]
         failures: dict[int, Failure] = {}
         inputs = {}
@@ -205,7 +232,7 @@ def _annotate_one(task: Task, rendered: _Rendered, unit: _Unit, found: Annotatio
         columns[f"{settings.name}_error"] = pa.array(errors, pa.string())
     else:
         found.problems += [Problem(row, settings.name, why.reason, why.detail) for row, why in sorted(failures.items())]
-    unit.add(settings.name, columns, [row for row in rendered.rows_R if row not in failures])
+    unit.add(columns)
     found.columns |= columns
     found.tokens += annotation.forward_tokens
     found.padding_tokens += annotation.padding_tokens

@@ -18,7 +18,9 @@ from typing import Literal
 
 from pipeline.output.storage import Store
 
-Stage = Literal["read", "annotate"]
+Stage = str
+"""`read`, `annotate`, and where annotations have pools of their own `annotate-<pool>`."""
+
 Phase = Literal["stream", "trial", "whole"]
 """stream: beside other units; trial: alone, one row at a time; whole: alone, all rows that survived the trial."""
 

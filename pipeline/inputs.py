@@ -3,7 +3,7 @@
     compile_inputs([translation, topic], schema) ->
         [Reads(sources={"text": TextSource("body")}, where=None, corpus={"body"}, earlier={}),
          Reads(sources={"text": TextSource("translation_translation")}, where=RowFilter("lang = 'de'"),
-               corpus={"lang"}, earlier={"translation": {"translation_translation"}})]
+               corpus={"lang"}, earlier={"translation"}, after={"translation"})]
 
 Pure: schemas and tables, no models.
 """
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline.corpus.column import ColumnPath, find_dotted
 from pipeline.corpus.filter import RowFilter, parse_filter
 from pipeline.corpus.text import TextSource, compile_text
-from pipeline.errors import CorpusError
+from pipeline.errors import CorpusError, JobError
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import ColumnInput, Input, Task
 
@@ -68,6 +68,7 @@ class Reads:
     where: RowFilter | None
     corpus: frozenset[str]  # columns of the corpus
     earlier: frozenset[str]  # annotations before it that its sources read
+    after: frozenset[str]  # those, and the ones that `where` asks for
 
     def wanted(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """Which of the table's N rows `where` keeps; a predicate that is null keeps none."""
@@ -118,7 +119,44 @@ def _reads(task: Task, schema: pa.Schema, owners: Mapping[str, str]) -> Reads:
         where,
         frozenset(column for column in read | asked if column not in owners),
         frozenset(owners[column] for column in read if column in owners),
+        frozenset(owners[column] for column in read | asked if column in owners),
     )
+
+
+def pools_in_order(tasks: Sequence[Task], reads: Sequence[Reads]) -> tuple[str | None, ...]:
+    """The pools of the tasks in the order in which a unit passes them, each once; as they first come where it may be.
+
+    Raises JobError where annotations of two pools read each other's columns to and fro.
+    """
+    pool_of: dict[str, str | None] = {task.config.name: task.config.pool for task in tasks}
+    waits = [
+        (name, earlier)
+        for name, each in zip(pool_of, reads, strict=True)
+        for earlier in sorted(each.after)
+        if pool_of[earlier] != pool_of[name]
+    ]
+    left = list(dict.fromkeys(pool_of.values()))
+    order: list[str | None] = []
+    while left:
+        waits = [(name, earlier) for name, earlier in waits if pool_of[earlier] in left]
+        waiting = {pool_of[name] for name, _ in waits}
+        free = [pool for pool in left if pool not in waiting]
+        if not free:
+            told = ", ".join(
+                f"'{name}' ({_pool(pool_of[name])}) reads '{earlier}' ({_pool(pool_of[earlier])})"
+                for name, earlier in waits
+            )
+            raise JobError(
+                f"annotations of two pools read each other's columns, and a unit passes each pool once: {told}; give "
+                "one of them another `pool`"
+            )
+        order.append(free[0])
+        left.remove(free[0])
+    return tuple(order)
+
+
+def _pool(name: str | None) -> str:
+    return "without a pool" if name is None else f"pool '{name}'"
 
 
 def _source(wanted: Input, schema: pa.Schema) -> Source:

@@ -20,7 +20,7 @@ from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, list_files, open_corpus
 from pipeline.errors import CorpusError, OutputError, PlacementError
-from pipeline.inputs import compile_inputs
+from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, resolve_dtype
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
@@ -28,7 +28,7 @@ from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
 from pipeline.tasks.base import AnnotationSettings, Task
-from pipeline.workers import Cluster, Workers
+from pipeline.workers import Cluster, Device, Pools, Workers, section
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,15 @@ class Models:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all distinct weights together: what one actor holds."""
+        """Bytes of all distinct weights together: what an actor holds that has them all."""
         return sum({model.digest: model.weights_bytes for model in self.by_annotation.values() if model}.values())
+
+    def of_pools(self, job: AnnotateJob) -> dict[str | None, "Models"]:
+        """The models of each pool of the job, in the order in which its annotations name pools."""
+        pools: dict[str | None, dict[str, PinnedModel | None]] = {}
+        for each in job.annotations:
+            pools.setdefault(each.pool, {})[each.name] = self.by_annotation[each.name]
+        return {pool: Models(models) for pool, models in pools.items()}
 
 
 def pin_models(job: AnnotateJob, plan: Plan | None = None) -> Models:
@@ -86,18 +93,17 @@ def _portable(settings: AnnotationSettings) -> dict[str, object]:
     return settings.model_dump(mode="json") | {"task": task}
 
 
-def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, tuple[str, ...]]:
+def new_plan(job: AnnotateJob, models: Models, pools: Pools) -> tuple[Plan, tuple[str, ...]]:
     """Plan a job on a fresh output; also what the user should be told about the corpus.
 
-    Raises CorpusError, ModelError: whatever makes the job impossible.
+    Raises JobError, CorpusError, ModelError: whatever makes the job impossible.
     """
     corpus = open_corpus(job.corpus)
     tasks = tasks_of(job, models)
-    pins = {task.config.name: _pinned(task, workers) for task in tasks}
+    pins = {task.config.name: _pinned(task, pools[task.config.pool]) for task in tasks}
     check_columns(job, tasks, corpus.schema)
     kept, pruned, selection = _rows_wanted(job, corpus)
-    bounds = UnitBounds.for_device(workers.device, workers.actors, workers.store_bytes)
-    units = plan_units(corpus.fragments, kept, selection, bounds)
+    units = plan_units(corpus.fragments, kept, selection, _bounds(pools))
     plan = Plan(
         version=PLAN_VERSION,
         corpusmill=version("corpusmill"),
@@ -112,6 +118,14 @@ def new_plan(job: AnnotateJob, models: Models, workers: Workers) -> tuple[Plan, 
         rows_pruned=pruned,
     )
     return plan, corpus.notes
+
+
+def _bounds(pools: Pools) -> UnitBounds:
+    """Units for the slowest kind of device, and for the pool with the most actors."""
+    every = pools.values()
+    device: Device = "cpu" if any(workers.device == "cpu" for workers in every) else "cuda"
+    store_bytes = next(iter(every)).store_bytes  # there is one store
+    return UnitBounds.for_device(device, max(workers.actors for workers in every), store_bytes)
 
 
 def tasks_of(job: AnnotateJob, models: Models) -> list[Task]:
@@ -181,10 +195,10 @@ def _carries_identity(schema: pa.Schema) -> bool:
 def check_columns(job: AnnotateJob, tasks: Sequence[Task], schema: pa.Schema) -> None:
     """Every input can be read, every task can use its model, no column is added twice or over one of the corpus.
 
-    Raises CorpusError, ModelError.
+    Raises CorpusError, ModelError; JobError where no order of the pools would do.
     """
     columns = [columns_of(task) for task in tasks]
-    compile_inputs(tasks, columns, schema)
+    pools_in_order(tasks, compile_inputs(tasks, columns, schema))
     added = Counter(column.name for each in columns for column in each)
     for name, count in added.items():
         if name in schema.names:
@@ -225,6 +239,13 @@ def read_plan(job: AnnotateJob, models: Models, plan: Plan) -> ReadPlan:
         partition=plan.partition,
         identity_carried=plan.identity_carried,
     )
+
+
+def passes(job: AnnotateJob, models: Models, plan: Plan, pools: Pools) -> Pools:
+    """The pools in the order in which a unit passes them."""
+    tasks = tasks_of(job, models)
+    reads = compile_inputs(tasks, [columns_of(task) for task in tasks], plan.schema)
+    return {pool: pools[pool] for pool in pools_in_order(tasks, reads)}
 
 
 def carried_columns(job: AnnotateJob, plan: Plan) -> tuple[str, ...]:
@@ -284,25 +305,26 @@ def corpus_notes(job: AnnotateJob, plan: Plan) -> list[str]:
     return notes
 
 
-def place(cluster: Cluster, models: Models) -> Workers:
-    """Ask the cluster for actors that hold these models."""
-    return cluster.workers(models.weights_bytes)
+def place(cluster: Cluster, job: AnnotateJob, models: Models) -> Pools:
+    """Ask the cluster for pools of actors that hold the models of their annotations."""
+    return cluster.workers({pool: each.weights_bytes for pool, each in models.of_pools(job).items()})
 
 
-def as_pinned(plan: Plan, workers: Workers) -> Workers:
-    """The workers with the threads that the plan pinned, so that a resumed run sums in the same order.
+def as_pinned(plan: Plan, pools: Pools) -> Pools:
+    """The pools with the threads that the plan pinned, so that a resumed run sums in the same order.
 
     Raises PlacementError where models would run on another kind of device than the plan pinned.
     """
-    pinned = next(iter(plan.annotations.values()))  # all have the same device and threads
-    if pinned.device != workers.device and any(each.digest for each in plan.annotations.values()):
-        way = (
-            "cluster.gpus_per_actor: 0"
-            if pinned.device == "cpu"
-            else "cluster.gpus_per_actor: 1 on a machine with GPUs"
-        )
-        raise PlacementError(
-            f"this output was begun on device {pinned.device}, and the actors would compute on {workers.device}, which "
-            f"gives other values; go on with {way}, or name another output.path"
-        )
-    return replace(workers, threads=pinned.threads)
+    pool_of = {each["name"]: each["pool"] for each in plan.job["annotations"]}
+    threads = {}
+    for name, pinned in plan.annotations.items():
+        pool = pool_of[name]
+        device = pools[pool].device
+        if pinned.digest is not None and pinned.device != device:
+            way = f"{section(pool)}.gpus_per_actor: " + ("0" if pinned.device == "cpu" else "1 on a machine with GPUs")
+            raise PlacementError(
+                f"this output was begun on device {pinned.device}, and the actors would compute on {device}, which "
+                f"gives other values; go on with {way}, or name another output.path"
+            )
+        threads[pool] = pinned.threads  # all of a pool have the same
+    return {pool: replace(workers, threads=threads[pool]) for pool, workers in pools.items()}

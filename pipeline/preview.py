@@ -18,8 +18,9 @@ from pipeline.job import AnnotateJob
 from pipeline.output.layout import check_output
 from pipeline.output.planfile import Plan
 from pipeline.output.storage import Store
-from pipeline.planning import Models, carried_columns, new_plan, pin_models, place, read_plan, specs
-from pipeline.workers import Cluster, Workers
+from pipeline.planning import Models, carried_columns, new_plan, passes, pin_models, place, read_plan, specs
+from pipeline.stages import with_columns
+from pipeline.workers import Cluster, Pools
 
 ESTIMATE_ROWS = 256
 """Rows of the sampled unit that an estimate runs: a second or two of work."""
@@ -59,8 +60,8 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
 
 def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
     """What a run of the job would do: units, rows, bytes, models; tokens and seconds estimated from a sampled unit."""
-    models, workers, plan, notes = _planned(job, cluster)
-    estimate = _estimate(job, models, plan, workers)
+    models, pools, plan, notes = _planned(job, cluster)
+    estimate = _estimate(job, models, plan, pools)
     unreadable = [fragment for fragment in plan.fragments if fragment.problem is not None]
     return {
         "output": job.output.path,
@@ -71,9 +72,10 @@ def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
         "rows": plan.rows,
         "rows_pruned": plan.rows_pruned,
         "bytes": sum(fragment.size for fragment in plan.fragments),
-        "actors": workers.actors,
-        "threads": workers.threads,
-        "device": workers.device,
+        "pools": [
+            {"pool": pool, "actors": workers.actors, "threads": workers.threads, "device": workers.device}
+            for pool, workers in pools.items()
+        ],
         "tokens_estimated": None if estimate is None else estimate.tokens,
         "seconds_estimated": None if estimate is None else round(estimate.seconds, 1),
         "rows_sampled": 0 if estimate is None else estimate.sampled_rows,
@@ -85,13 +87,14 @@ def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Workers, Plan, tuple[str, ...]]:
+def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Pools, Plan, tuple[str, ...]]:
     root = Store.at(job.output.path).root
     check_apart(job.corpus, root)
     check_output(root)
     models = pin_models(job)
-    workers = place(cluster, models)
-    return models, workers, *new_plan(job, models, workers)
+    pools = place(cluster, job, models)
+    plan, notes = new_plan(job, models, pools)
+    return models, passes(job, models, plan, pools), plan, notes
 
 
 def _first_rows(reader: UnitReader, plan: Plan, rows: int) -> ReadUnit:
@@ -108,22 +111,27 @@ def _first_rows(reader: UnitReader, plan: Plan, rows: int) -> ReadUnit:
     return ReadUnit(table, [each for each in problems if each.row < table.num_rows], [], table.num_rows, 0)
 
 
-def _estimate(job: AnnotateJob, models: Models, plan: Plan, workers: Workers) -> Estimate | None:
+def _estimate(job: AnnotateJob, models: Models, plan: Plan, pools: Pools) -> Estimate | None:
     """Annotate some rows of the middle unit; None where there is no row to go by."""
     reader = UnitReader(read_plan(job, models, plan))
     sampled = next((found for found in _from_the_middle(reader, plan) if found.table.num_rows), None)
     if sampled is None:
         return None
-    rows = sampled.table.slice(0, ESTIMATE_ROWS)
-    annotator = Annotator(specs(job, models, plan.annotations), rows.schema)
-    annotator.load()
-    annotator.annotate(rows.slice(0, 8))  # the first batch pays for what is made once
-    began = time.monotonic()
-    found = annotator.annotate(rows, {each.row for each in sampled.problems})
-    seconds = time.monotonic() - began
+    rows = table = sampled.table.slice(0, ESTIMATE_ROWS)
+    tokens, slowest_seconds = 0, 0.0  # the pools work at the same time
+    every = specs(job, models, plan.annotations)
+    for pool, workers in pools.items():
+        annotator = Annotator(every, rows.schema, [spec for spec in every if spec.pool == pool])
+        annotator.load()
+        annotator.annotate(table.slice(0, 8))  # the first batch pays for what is made once
+        began = time.monotonic()
+        found = annotator.annotate(table, {each.row for each in sampled.problems})
+        slowest_seconds = max(slowest_seconds, (time.monotonic() - began) / workers.actors)
+        tokens += found.tokens
+        table = with_columns(table, pa.table(found.columns))
     kept = plan.rows * (sampled.table.num_rows / sampled.rows_read) if sampled.rows_read else 0.0
     scale = kept / rows.num_rows
-    return Estimate(round(found.tokens * scale), seconds * scale / workers.actors, rows.num_rows)
+    return Estimate(round(tokens * scale), slowest_seconds * scale, rows.num_rows)
 
 
 def _from_the_middle(reader: UnitReader, plan: Plan) -> Iterator[ReadUnit]:

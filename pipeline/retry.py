@@ -43,8 +43,8 @@ def retry(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | N
                 "run its job to the end, then retry"
             )
         notes = sweep(store, standing, lease.epoch)
-        workers = as_pinned(plan, place(cluster, models))
-        run = Run(job, store, models, plan, workers, lease.epoch, run_id, standing, began, list(notes))
+        pools = as_pinned(plan, place(cluster, job, models))
+        run = Run(job, store, models, plan, pools, lease.epoch, run_id, standing, began, list(notes))
         orders = [Order(unit, retry=True) for unit in plan.units if standing[unit.id].reasons]
         tally = compute(run, orders, cluster, watcher)
         return finish(run, tally, len(plan.units) - len(orders))

@@ -1,7 +1,7 @@
 """The three stages of a unit, as plain functions over envelopes: read, annotate, commit. Without Ray.
 
     read      unit -> rows, as far as they can be read
-    annotate  rows -> columns of every annotation, and the rows that failed
+    annotate  rows -> columns of every annotation, and the rows that failed; once in each pool
     commit    both -> part, quarantine file, receipt
 
 Each runs in a process of its own choosing (`pipeline.stream` gives them to Ray). None lets an exception out: what is a
@@ -32,6 +32,7 @@ from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
 from pipeline.output.storage import Store
 from pipeline.quarantine import Lost, Problem, Reason
+from pipeline.workers import Pools, section
 
 LOADS_AT_MOST = 3
 """So many processes may die while they load the models before the run ends."""
@@ -51,7 +52,7 @@ class Work:
     added: tuple[pa.Field, ...]  # the columns of all annotations
     footer: Mapping[str, Any]
     token_budget: Mapping[str, int]
-    actors: int
+    pools: Pools  # in the order in which a unit passes them
     alone: bool = False  # nothing runs beside a unit: who dies now is to blame
 
 
@@ -137,9 +138,10 @@ def _mend(order: Order, found: ReadUnit, work: Work) -> Envelope:
 
 @dataclass(slots=True)
 class AnnotateStage:
-    """An actor: loads the models when it is made, then annotates unit after unit."""
+    """An actor: loads the models of its pool when it is made, then annotates unit after unit."""
 
     work: Work
+    pool: str | None = None
     annotator: Annotator = field(init=False)
     broken: Envelope | None = field(init=False, default=None)
     ready: float = field(init=False, default=0.0)
@@ -148,8 +150,10 @@ class AnnotateStage:
     def __post_init__(self) -> None:
         """Load. What goes wrong is told with the first unit, once, instead of by restarts without end."""
         try:
-            self.annotator = Annotator(self.work.annotations, _schema_read(self.work))
-            _load(self.annotator, self.work)
+            specs = self.work.annotations
+            here = [spec for spec in specs if spec.pool == self.pool]
+            self.annotator = Annotator(specs, _schema_read(self.work), here)
+            _load(self.annotator, self.work, self.pool)
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             self.broken = fatal("", error)
         self.ready = time.monotonic()
@@ -158,11 +162,12 @@ class AnnotateStage:
         """Annotate the rows of one unit."""
         if self.broken is not None:
             return self.broken
-        if envelope.state != "read" or envelope.rows is None:
+        if envelope.state not in ("read", "annotated") or envelope.rows is None:
             return envelope
         began = time.monotonic()
         try:
-            attempt = Attempt(self.work.store, self.work.epoch, envelope.unit, "annotate")
+            stage = "annotate" if self.pool is None else f"annotate-{self.pool}"
+            attempt = Attempt(self.work.store, self.work.epoch, envelope.unit, stage)
             if len(attempt.deaths) >= DEATHS_BESIDE_OTHERS and not self.work.alone:
                 attempt.withdraw()
                 return Envelope(envelope.unit, "suspect")
@@ -171,14 +176,22 @@ class AnnotateStage:
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             return fatal(envelope.unit, error)
         now = time.monotonic()
-        answer.told |= {"actor": self.name, "seconds": now - began, "since_ready": now - self.ready}
+        seconds = now - began
+        before: Mapping[str, float] = envelope.told.get("since_ready", {})
+        answer.told |= {
+            "seconds": envelope.told.get("seconds", 0.0) + seconds,
+            # The actors of the pools before have held their models for so much longer by now.
+            "since_ready": {actor: since + seconds for actor, since in before.items()} | {self.name: now - self.ready},
+        }
         return answer
 
     def _annotate(self, envelope: Envelope, attempt: Attempt) -> Envelope:
         table, deaths = envelope.rows, attempt.deaths
         assert table is not None, "only read units are annotated"
         killers = set(range(table.num_rows)) if len(deaths) >= DEATHS_AT_MOST else blamed_rows(deaths, table.num_rows)
-        at_fault = {each.row for each in envelope.problems} | killers
+        at_fault = {each.row for each in envelope.problems if each.annotation is None} | killers
+        if envelope.added is not None:  # by the pools before
+            table = with_columns(table, envelope.added)
         if self.work.alone:
             for row in suspected_rows(deaths, table.num_rows):
                 if row not in at_fault:
@@ -195,29 +208,39 @@ class AnnotateStage:
 
 
 def _answer(envelope: Envelope, found: Annotations, problems: list[Problem]) -> Envelope:
-    told = envelope.told | {
-        "tokens": found.tokens,
-        "padding_tokens": found.padding_tokens,
-        "tokens_by_annotation": found.tokens_by_annotation,
-        "seconds_by_annotation": found.seconds_by_annotation,
+    before = envelope.told  # by the pools before
+    told = before | {
+        "tokens": before.get("tokens", 0) + found.tokens,
+        "padding_tokens": before.get("padding_tokens", 0) + found.padding_tokens,
+        "tokens_by_annotation": before.get("tokens_by_annotation", {}) | found.tokens_by_annotation,
+        "seconds_by_annotation": before.get("seconds_by_annotation", {}) | found.seconds_by_annotation,
     }
-    added = pa.table(found.columns) if found.columns else None
+    new = pa.table(found.columns)
+    added = new if envelope.added is None else with_columns(envelope.added, new)
     return Envelope(envelope.unit, "annotated", None, added, problems, envelope.lost, told, envelope.sealed_rows)
+
+
+def with_columns(table: pa.Table, added: pa.Table) -> pa.Table:
+    """A table with the columns of another of the same rows behind its own."""
+    for name, values in zip(added.column_names, added.columns, strict=True):
+        table = table.append_column(name, values)
+    return table
 
 
 def _schema_read(work: Work) -> pa.Schema:
     return UnitReader(work.read).empty().schema
 
 
-def _load(annotator: Annotator, work: Work) -> None:
+def _load(annotator: Annotator, work: Work, pool: str | None) -> None:
     """Load the models, unless process after process died of it."""
-    marks = f"metadata/tmp/attempts-{work.epoch}/loading"
+    marks = f"metadata/tmp/attempts-{work.epoch}/loading{'' if pool is None else f'-{pool}'}"
+    actors = work.pools[pool].actors
     mark = f"{marks}/{os.getpid()}-{time.monotonic_ns()}"
-    died = len(work.store.list(marks)) - (work.actors - 1)  # so many others may be loading right now
+    died = len(work.store.list(marks)) - (actors - 1)  # so many others may be loading right now
     if died >= LOADS_AT_MOST:
         raise RunError(
-            f"{died} processes died while they loaded the job's models, most likely for want of memory; "
-            f"ask for fewer actors (cluster.actors, now {work.actors}) or a smaller model"
+            f"{died} processes died while they loaded the {'job' if pool is None else 'pool'}'s models, most likely "
+            f"for want of memory; ask for fewer actors ({section(pool)}.actors, now {actors}) or a smaller model"
         )
     work.store.mark(mark, b"")
     annotator.load()
@@ -237,7 +260,7 @@ def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
             commit_unit(work.store, _unit_commit(envelope, previous, work))
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return {"state": "fatal", "unit": envelope.unit, **fatal(envelope.unit, error).told}
-    timing = {key: envelope.told.get(key) for key in ("actor", "seconds", "since_ready", "seconds_by_annotation")}
+    timing = {key: envelope.told.get(key) for key in ("seconds", "since_ready", "seconds_by_annotation")}
     return {"state": "done", "unit": envelope.unit, **timing}
 
 

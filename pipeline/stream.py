@@ -2,9 +2,12 @@
 
     order -> ReadTask (one block = one unit) -> actor (holds the models) -> commit task -> {"state": "done", …}
 
+Where annotations have pools of their own, a unit goes from an actor of one pool to an actor of the next.
+
 The only file of `pipeline` with Ray. Facts about Ray Data (2.60) that it rests on: what one ReadTask yields is one
 block; empty blocks never reach a function (an envelope always has one row); `batch_size=1` over blocks of one row gives
-a function exactly one unit, with GPUs too; an actor has two units in flight but runs one at a time.
+a function exactly one unit, with GPUs too; an actor has two units in flight but runs one at a time; maps of two actor
+pools are never fused, and all pools start at once (so they have to fit together: see `cluster.placement`).
 """
 
 import json
@@ -21,7 +24,6 @@ from ray.data.block import BlockMetadata
 from pipeline.envelope import Envelope
 from pipeline.errors import RunError
 from pipeline.stages import AnnotateStage, Order, Work, commit, read
-from pipeline.workers import Workers
 
 TASK_CPUS = 0.25
 """CPUs asked for one read or commit task: they wait for the disk more than they compute."""
@@ -74,8 +76,8 @@ def _brought(work: "ray.ObjectRef[Work]") -> Work:
 class _AnnotateBlocks:
     """The actor that Ray Data makes: a stage over blocks."""
 
-    def __init__(self, work: Work) -> None:
-        self._stage = AnnotateStage(work)
+    def __init__(self, work: Work, pool: str | None) -> None:
+        self._stage = AnnotateStage(work, pool)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return self._stage(Envelope.of_block(block)).to_block()
@@ -85,27 +87,28 @@ def _commit_block(block: pa.Table, work: "ray.ObjectRef[Work]") -> pa.Table:
     return pa.table({"told": [json.dumps(commit(Envelope.of_block(block), _brought(work)))]})
 
 
-def stream(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[dict[str, Any]]:
+def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
     """Compute the orders; what the commit of each tells comes as soon as it stands (see `pipeline.stages.commit`).
 
     Ray must run already. Units come in any order.
     """
     _quiet_context()
     shared = ray.put(work)
-    beside = 1 if work.alone else max(2, workers.actors)
+    beside = 1 if work.alone else max(2, *(workers.actors for workers in work.pools.values()))
     dataset = read_datasource(
         Units(orders, shared), override_num_blocks=len(orders), concurrency=beside, num_cpus=TASK_CPUS
     )
-    dataset = dataset.map_batches(
-        _AnnotateBlocks,
-        fn_constructor_args=(replace(work, fragments=()),),  # only readers need them
-        compute=ActorPoolStrategy(size=workers.actors),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=workers.cpus_per_actor,
-        num_gpus=workers.gpus_per_actor or None,
-        memory=workers.memory_bytes,
-    )
+    for pool, workers in work.pools.items():
+        dataset = dataset.map_batches(
+            _AnnotateBlocks,
+            fn_constructor_args=(replace(work, fragments=()), pool),  # only readers need fragments
+            compute=ActorPoolStrategy(size=workers.actors),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=workers.cpus_per_actor,
+            num_gpus=workers.gpus_per_actor or None,
+            memory=workers.memory_bytes,
+        )
     dataset = dataset.map_batches(
         _commit_block,
         fn_kwargs={"work": shared},
@@ -122,17 +125,18 @@ def stream(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[di
         raise RunError(f"Ray gave up: {reason}; what is committed stays, the same command goes on") from error
 
 
-def stream_with_suspects(orders: Sequence[Order], work: Work, workers: Workers) -> Iterator[dict[str, Any]]:
+def stream_with_suspects(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
     """`stream`, then each unit that killed two processes once more, with nothing beside it."""
     by_unit = {order.unit.id: order for order in orders}
     suspects: list[Order] = []
-    for told in stream(orders, work, workers):
+    for told in stream(orders, work):
         if told["state"] == "suspect":
             suspects.append(by_unit[told["unit"]])
         else:
             yield told
+    one_each = {pool: replace(workers, actors=1) for pool, workers in work.pools.items()}
     for order in suspects:
-        yield from stream([order], replace(work, alone=True), replace(workers, actors=1))
+        yield from stream([order], replace(work, alone=True, pools=one_each))
 
 
 def _quiet_context() -> None:

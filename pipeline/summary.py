@@ -1,6 +1,6 @@
 """The numbers of a run: pure, from receipts and from when they came.
 
-Pace(actors=2).took(arrived=71.2, actor="node-1:4711", seconds=1.9, since_ready=12.5, tokens=41_022)
+Pace(actors=2).took(arrived=71.2, seconds=1.9, since_ready={"node-1:4711": 12.5}, tokens=41_022)
 -> tokens_per_second: steady state, from the moment all actors held their models to the last receipt
 """
 
@@ -19,7 +19,7 @@ from pipeline.progress import Snapshot
 class Pace:
     """How fast receipts come. All times are seconds of one monotonic clock, the driver's."""
 
-    actors: int
+    actors: int  # of all pools
     _done: list[tuple[float, float, int]] = field(default_factory=list)  # (began, ended, tokens)
     _ready: dict[str, float] = field(default_factory=dict)  # by actor, when it held its models
     _start: float | None = None  # of the steady state
@@ -27,10 +27,14 @@ class Pace:
     first: float | None = None
     last: float | None = None
 
-    def took(self, arrived: float, actor: str, seconds: float, since_ready: float, tokens: int) -> None:
-        """A unit took an actor `seconds`, and was done `since_ready` seconds after the actor held its models."""
-        self._ready[actor] = min(self._ready.get(actor, arrived), arrived - since_ready)
-        ended = self._ready[actor] + since_ready
+    def took(self, arrived: float, seconds: float, since_ready: Mapping[str, float], tokens: int) -> None:
+        """A unit took its actors (one of each pool) `seconds` together.
+
+        It was done `since_ready` seconds after they held their models, by actor.
+        """
+        for actor, since in since_ready.items():
+            self._ready[actor] = min(self._ready.get(actor, arrived), arrived - since)
+        ended = min(self._ready[actor] + since for actor, since in since_ready.items())
         self._done.append((ended - seconds, ended, tokens))
         self.first = arrived if self.first is None else self.first
         self.last = arrived
@@ -141,11 +145,10 @@ class Tally:
             self.tokens_by_annotation[name] = self.tokens_by_annotation.get(name, 0) + count - before
         for name, model_seconds in dict(told.get("seconds_by_annotation") or {}).items():
             self.seconds_by_annotation[name] = self.seconds_by_annotation.get(name, 0.0) + model_seconds
-        if told.get("actor") is not None:
-            seconds, since_ready = float(str(told["seconds"])), float(str(told["since_ready"]))
+        if told.get("since_ready"):
             if self.pace.first is None:
                 self.rows_first = receipt.rows_read
-            self.pace.took(arrived, str(told["actor"]), seconds, since_ready, tokens)
+            self.pace.took(arrived, told["seconds"], told["since_ready"], tokens)
 
     def _eta(self, now: float) -> float | None:
         """By the rows since the first receipt: what came before was starting up. By all of this run's until then."""

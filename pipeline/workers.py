@@ -1,5 +1,9 @@
-"""Who does the work: so many actors of such a size. Decided by `cluster`, used by `pipeline`."""
+"""Who does the work: so many actors of such a size, in one pool or several. Decided by `cluster`, used by `pipeline`.
 
+{None: Workers(actors=2, cpus_per_actor=1, …), "large": Workers(actors=1, cpus_per_actor=2, …)}
+"""
+
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -9,7 +13,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The actors of a run; each holds every model of the job."""
+    """The actors of one pool; each holds every model of the pool's annotations."""
 
     actors: int
     cpus_per_actor: float
@@ -24,11 +28,23 @@ class Workers:
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
 
+Pools = Mapping[str | None, Workers]
+"""The actors of each pool, by the name that annotations give it; None: the job's own, of annotations that name none."""
+
+
+def section(pool: str | None) -> str:
+    """Where a job file says how large a pool is."""
+    return "cluster" if pool is None else f"cluster.pools.{pool}"
+
+
 class Cluster(Protocol):
     """What `pipeline` needs of a cluster: its workers, and a live Ray while units are computed."""
 
-    def workers(self, weights_bytes: int) -> Workers:
-        """Place actors that each hold `weights_bytes` of models; PlacementError where they do not fit."""
+    def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
+        """Place pools whose actors each hold so many bytes of models, all at once.
+
+        Raises PlacementError where they do not fit, JobError where the job's pools and the cluster's differ.
+        """
         ...
 
     def connected(self) -> AbstractContextManager[None]:

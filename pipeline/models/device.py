@@ -42,11 +42,12 @@ def default_budget(device: Device) -> int:
     return _BUDGET_TOKENS[device]
 
 
-def require_gpus(workers: Workers) -> None:
-    """Raises PlacementError where torch sees fewer GPUs on this machine than the actors ask for."""
+def require_gpus(*pools: Workers) -> None:
+    """Raises PlacementError where torch sees fewer GPUs on this machine than the pools' actors ask for together."""
     import torch
 
-    asked = workers.actors * workers.gpus_per_actor
+    actors = sum(each.actors for each in pools if each.gpus_per_actor > 0)
+    asked = sum(each.actors * each.gpus_per_actor for each in pools)
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen >= asked:
         return
@@ -55,8 +56,7 @@ def require_gpus(workers: Workers) -> None:
     else:
         why = "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
     raise PlacementError(
-        f"cluster: {workers.actors} actors with {workers.gpus_per_actor:g} GPUs each need {asked:g} GPUs, but torch "
-        f"sees {seen} here; {why}, or set gpus_per_actor to 0"
+        f"cluster: {actors} actors need {asked:g} GPUs, but torch sees {seen} here; {why}, or set gpus_per_actor to 0"
     )
 
 

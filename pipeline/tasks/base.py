@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from pipeline.models.loading import LoadedModel
 
+OWN_MODULE = "own module"
+"""What a task `needs` that builds its module itself."""
+
 Built = TypeVar("Built")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -44,6 +47,16 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 def _reference(value: object) -> object:
     """A bare reference stands for `{ref: …}`."""
     return {"ref": value} if isinstance(value, str) else value
+
+
+def _pool_name(pool: str | None) -> str | None:
+    if pool is not None and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", pool) is None:
+        raise PydanticCustomError(
+            "pool_no_name",
+            "{pool} is no name of a pool: a letter, then letters, digits, _ and -, as in large",
+            {"pool": repr(pool)},
+        )
+    return pool
 
 
 def _column_prefix(name: str) -> str:
@@ -74,6 +87,10 @@ class AnnotationSettings(Settings):
 
     model: Annotated[ModelSettings | None, BeforeValidator(_reference)] = None
     """The pinned model: a reference, or {ref, sha256, revision…}."""
+
+    pool: Annotated[str | None, Field(max_length=100), AfterValidator(_pool_name)] = None
+    """Annotations of one pool share actors, which hold the models of these alone; `cluster.pools` says how many and how
+    large. Default: the job's own actors."""
 
     dtype: DType = "auto"
     """Number format of the weights and the arithmetic; auto: bfloat16 where the hardware has it."""
@@ -163,8 +180,9 @@ class Task(ABC):
     Config: ClassVar[type[AnnotationSettings]] = AnnotationSettings
 
     needs: str | None = None
-    """The transformers auto class of the model that it needs (`AutoModel`, …); None: the task needs no model. Where
-    options or the model decide, an instance says so after `__init__`; the class must say whether it needs one."""
+    """The transformers auto class of the model that it needs (`AutoModel`, …), or OWN_MODULE; None: the task needs no
+    model. Where options or the model decide, an instance says so after `__init__`; the class says whether it needs one.
+    """
 
     auto_dtype: str | None = None
     """What `dtype: auto` means for this task; None: the fastest that the device computes in."""

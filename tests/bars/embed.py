@@ -88,7 +88,7 @@ def _loop(job: Path, rows: int, actors: int, number: int, barrier: Any, answers:
 
     settings = load(str(job), [f"corpus.sample={rows}"])
     models = pin_models(settings)
-    plan, _ = new_plan(settings, models, Workers(actors, 1, 0, 1, None))
+    plan, _ = new_plan(settings, models, {None: Workers(actors, 1, 0, 1, None)})
     reader = UnitReader(read_plan(settings, models, plan))
     annotator = Annotator(specs(settings, models, plan.annotations), reader.empty().schema)
     annotator.load()

@@ -45,7 +45,7 @@ def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_thi
 
     cluster, before = RayCluster(SETTINGS), signal.signal(signal.SIGTERM, _hear)
     try:
-        workers = cluster.workers(weights_bytes=0)
+        workers = cluster.workers({None: 0})[None]
         assert cluster.log_folder() is None
         assert not ray.is_initialized()
         with cluster.connected():
@@ -75,12 +75,12 @@ def _another_run_uses_the_same_ray() -> None:
 
     few = int(ray.cluster_resources()["CPU"])
     other = RayCluster(ClusterSettings())
-    assert other.workers(weights_bytes=0).actors < few
+    assert other.workers({None: 0})[None].actors < few
     with other.connected():
         assert len(ray.get(ray.remote(num_cpus=0.1)(_look_around).remote())) == 2
     assert ray.is_initialized()
     with pytest.raises(PlacementError, match=r"cluster\.actors is 500, but only \d+ "):
-        RayCluster(ClusterSettings(actors=500)).workers(weights_bytes=0)
+        RayCluster(ClusterSettings(actors=500)).workers({None: 0})
 
 
 def test_a_current_folder_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_current_folder_that_is_gone_is_no_reason_to_fail(tmp_path: Path) -> N
 def test_gpus_that_are_not_there_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(PlacementError, match=r"cluster\.gpus_per_actor is 1, but no GPU is there"):
-        RayCluster(ClusterSettings(gpus_per_actor=1)).workers(weights_bytes=0)
+        RayCluster(ClusterSettings(gpus_per_actor=1)).workers({None: 0})
 
 
 def test_gpus_that_torch_cannot_see_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +111,13 @@ def test_gpus_that_torch_cannot_see_are_refused_before_ray_starts(monkeypatch: p
         pytest.skip("torch sees a GPU here")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(PlacementError, match="torch"):
-        RayCluster(ClusterSettings(gpus_per_actor=1)).workers(weights_bytes=0)
+        RayCluster(ClusterSettings(gpus_per_actor=1)).workers({None: 0})
 
 
 @pytest.mark.parametrize("port", [1, 99_999])
 def test_a_port_where_no_cluster_can_be_is_told_at_once(port: int) -> None:
     with pytest.raises(PlacementError, match=rf"no Ray cluster answers at cluster\.address '127\.0\.0\.1:{port}'"):
-        RayCluster(ClusterSettings(address=f"127.0.0.1:{port}")).workers(weights_bytes=0)
+        RayCluster(ClusterSettings(address=f"127.0.0.1:{port}")).workers({None: 0})
 
 
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
@@ -125,19 +125,19 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(PlacementError, match=rf"no Ray cluster answers at cluster.address '{address}': .*refused"):
-            RayCluster(ClusterSettings(address=address)).workers(weights_bytes=0)
+            RayCluster(ClusterSettings(address=address)).workers({None: 0})
 
 
 def test_an_object_store_larger_than_the_machine_is_refused_before_ray_starts() -> None:
     with pytest.raises(PlacementError, match=r"cluster.object_store_memory is 1048576.0 GiB, and this machine has"):
-        RayCluster(ClusterSettings(object_store_memory=1 << 50)).workers(weights_bytes=0)
+        RayCluster(ClusterSettings(object_store_memory=1 << 50)).workers({None: 0})
 
 
 def test_a_ray_that_cannot_start_here_is_told_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     cluster = RayCluster(ClusterSettings(actors=1, object_store_memory=100 << 20))
-    cluster.workers(weights_bytes=0)
+    cluster.workers({None: 0})
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null/no-folder")
     with pytest.raises(RunError, match="Ray could not start on this machine: "), cluster.connected():
         raise AssertionError("it has started")

@@ -28,10 +28,11 @@ from pipeline.planning import (
     read_plan,
     specs,
 )
-from pipeline.workers import Workers
+from pipeline.workers import Pools, Workers
 
 COUNTING = Path(__file__).parent.parent / "chaos/counting.py"
 WORKERS = Workers(actors=2, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
+ONE_POOL: Pools = {None: WORKERS}
 TABLE = pa.table({"text": [f"text {row}" for row in range(100)], "number": list(range(100))})
 
 Jobs = Callable[..., AnnotateJob]
@@ -67,8 +68,8 @@ def job(corpus: Path, tmp_path: Path) -> Jobs:
     return make
 
 
-def _plan(job: AnnotateJob, workers: Workers = WORKERS) -> Plan:
-    return new_plan(job, pin_models(job), workers)[0]
+def _plan(job: AnnotateJob, pools: Pools = ONE_POOL) -> Plan:
+    return new_plan(job, pin_models(job), pools)[0]
 
 
 def _read_plan(job: AnnotateJob, plan: Plan) -> ReadPlan:
@@ -232,16 +233,17 @@ def test_a_model_with_another_digest_is_refused(job: Jobs) -> None:
 
 def test_a_resumed_run_computes_with_the_threads_of_its_plan(job: Jobs) -> None:
     plan = _with_model(_plan(job()), threads=3)
-    assert as_pinned(plan, WORKERS).threads == 3
+    assert as_pinned(plan, ONE_POOL)[None].threads == 3
 
 
 def test_a_resumed_run_on_another_kind_of_device_is_refused_with_the_way_on(job: Jobs) -> None:
-    plan, gpus = _plan(job()), replace(WORKERS, gpus_per_actor=1)
+    gpus: Pools = {None: replace(WORKERS, gpus_per_actor=1)}
+    plan = _plan(job())
     with pytest.raises(PlacementError, match=r"begun on device cpu, .* on cuda.*cluster\.gpus_per_actor: 0"):
         as_pinned(_with_model(plan), gpus)
     with pytest.raises(PlacementError, match=r"begun on device cuda, .* on cpu.*cluster\.gpus_per_actor: 1 on a"):
-        as_pinned(_with_model(plan, device="cuda"), WORKERS)
-    assert as_pinned(plan, gpus).device == "cuda"  # no model: nothing that a device could change
+        as_pinned(_with_model(plan, device="cuda"), ONE_POOL)
+    assert as_pinned(plan, gpus)[None].device == "cuda"  # no model: nothing that a device could change
 
 
 # --------------------------------------------------------------------------------------------------------------- told

@@ -1,5 +1,6 @@
 """A look before the run, in this process, without a trace on disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pipeline.errors import CorpusError, OutputError
 from pipeline.job import AnnotateJob
 from pipeline.preview import ESTIMATE_ROWS, plan_job, preview
-from pipeline.workers import Workers
+from pipeline.workers import Pools, Workers
 
 COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
 
@@ -18,8 +19,9 @@ COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
 class OneActor:
     """A cluster that places one actor and is never connected to."""
 
-    def workers(self, weights_bytes: int) -> Workers:
-        return Workers(actors=1, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
+    def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
+        one = Workers(actors=1, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
+        return dict.fromkeys(weights_bytes, one)
 
     def connected(self) -> Any:
         raise AssertionError("a look needs no Ray")
@@ -79,7 +81,8 @@ def test_a_plan_counts_and_estimates(folder: Path) -> None:
     (folder / "corpus/s=b/broken.parquet").write_bytes(b"PAR1 and no end")
     told = plan_job(_job(folder), OneActor())
     assert (told["files"], told["files_unreadable"], told["partitions"], told["rows"]) == (4, 1, 2, 1200)
-    assert (told["rows_sampled"], told["tokens_estimated"], told["actors"]) == (ESTIMATE_ROWS, 0, 1)
+    assert (told["rows_sampled"], told["tokens_estimated"]) == (ESTIMATE_ROWS, 0)
+    assert told["pools"] == [{"pool": None, "actors": 1, "threads": 1, "device": "cpu"}]
     assert told["seconds_estimated"] >= 0
     assert any(note.startswith("s=b/broken.parquet: ") for note in told["notes"])
     assert not (folder / "out").exists()

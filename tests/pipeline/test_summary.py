@@ -51,7 +51,7 @@ def _tally(plan: Plan, limits: Limits | None = None, actors: int = 1) -> Tally:
 
 
 def _told(actor: str, seconds: float, since_ready: float) -> dict[str, object]:
-    return {"actor": actor, "seconds": seconds, "since_ready": since_ready}
+    return {"seconds": seconds, "since_ready": {actor: since_ready}}
 
 
 # -------------------------------------------------------------------------------------------------------------- pace
@@ -63,17 +63,17 @@ def test_before_the_first_receipt_there_is_no_rate() -> None:
 
 def test_the_rate_begins_when_all_actors_hold_their_models() -> None:
     pace = Pace(2)
-    pace.took(arrived=12.0, actor="a", seconds=2.0, since_ready=2.0, tokens=1000)  # a was ready at 10
-    pace.took(arrived=16.0, actor="b", seconds=2.0, since_ready=2.0, tokens=800)  # b at 14
-    pace.took(arrived=18.0, actor="a", seconds=6.0, since_ready=8.0, tokens=900)  # 12 to 18: two thirds came after 14
+    pace.took(arrived=12.0, seconds=2.0, since_ready={"a": 2.0}, tokens=1000)  # a was ready at 10
+    pace.took(arrived=16.0, seconds=2.0, since_ready={"b": 2.0}, tokens=800)  # b at 14
+    pace.took(arrived=18.0, seconds=6.0, since_ready={"a": 8.0}, tokens=900)  # 12 to 18: two thirds came after 14
     assert pace.tokens_per_second() == pytest.approx((800 + 600) / (18 - 14))
     assert (pace.first, pace.last) == (12.0, 18.0)
 
 
 def test_an_actor_in_place_of_a_dead_one_does_not_begin_the_rate_again() -> None:
     pace = Pace(1)
-    pace.took(arrived=12.0, actor="a", seconds=2.0, since_ready=2.0, tokens=1000)
-    pace.took(arrived=100.0, actor="later", seconds=1.0, since_ready=1.0, tokens=10)
+    pace.took(arrived=12.0, seconds=2.0, since_ready={"a": 2.0}, tokens=1000)
+    pace.took(arrived=100.0, seconds=1.0, since_ready={"later": 1.0}, tokens=10)
     assert pace.tokens_per_second() == pytest.approx(1010 / 90)
 
 
@@ -89,7 +89,7 @@ def test_the_sum_that_grows_is_the_sum_over_all(units: list[tuple[str, float, in
     ready: dict[str, float] = {"a": 10.0, "b": 17.0, "c": 23.0}
     for actor, seconds, tokens, delay in units:
         clock += seconds
-        pace.took(clock + delay, actor, seconds, clock - ready[actor], tokens)
+        pace.took(clock + delay, seconds, {actor: clock - ready[actor]}, tokens)
         again = Pace(3, pace._done.copy(), pace._ready.copy(), None, 0.0, pace.first, pace.last)
         start = sorted(again._ready.values())[:3][-1]
         shares = [

@@ -1,14 +1,16 @@
-"""What all tests share: an environment without network and chatter, and where models and corpora lie."""
+"""What all tests share: an environment without network and chatter, tiny models, and where models and corpora lie."""
 
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.hub_stand_in import HubStandIn
+from tests.pipeline.families import factory
 
 # Before anything imports Ray or transformers, and inherited by every process that a test starts.
 os.environ |= {
@@ -53,6 +55,25 @@ def debian() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the development corpus ../shared/data/debian")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A tiny model of a real family: `tiny("t5", "Seq2SeqLM", max_tokens=64, generation={"num_beams": 2})`.
+
+    See `tests.pipeline.families.factory.build` for the options.
+    """
+    made: dict[str, Path] = {}
+
+    def make(family: str, head: str = "Model", **options: Any) -> Path:
+        key = repr((family, head, sorted(options.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp(family)
+            factory.build(family, head, folder, **options)
+            made[key] = folder
+        return made[key]
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiny models of random weights, built once: every architecture and head is real, only small. And texts for them."""
+"""Tiny encoders of random weights, built once: real architectures, only small. And texts for them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,25 +80,6 @@ def sentences() -> list[str]:
     return [
         " ".join(WORDS[(row * 17 + word * 7) % len(WORDS)] for word in range(row * 23 % 50 + 1)) for row in range(40)
     ]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A tiny model of a real family: `tiny("t5", "Seq2SeqLM", max_tokens=64, generation={"num_beams": 2})`.
-
-    See `families.factory.build` for the options; `families` names the families and their heads.
-    """
-    made: dict[str, Path] = {}
-
-    def make(family: str, head: str = "Model", **options: Any) -> Path:
-        key = repr((family, head, sorted(options.items())))
-        if key not in made:
-            folder = tmp_path_factory.mktemp(family)
-            factory.build(family, head, folder, **options)
-            made[key] = folder
-        return made[key]
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,17 @@
-"""A label for each text, from a model that was trained with a classification head.
+"""A label for each text, or pair of texts, from a model that was trained with a classification head.
 
 {name: topic, task: classify, text: description, model: models/sections}
 -> topic_label: "games", topic_score: 0.93
 with `top_k: 2`, `all_scores: true`, or a model of several labels at once
 -> topic_labels: ["games", "web"], topic_scores: [0.93, 0.04]
 regression -> topic_score: 3.7
+{name: same, task: classify, text: question, text_pair: other_question, label_names: {LABEL_1: duplicate}, …}
+-> same_label: "duplicate", same_score: 0.88
 """
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,9 @@ from pydantic import Field, model_validator
 
 from pipeline import labels
 from pipeline.errors import JobError, ModelError
-from pipeline.models.inspection import task_of_head, tensor_names
+from pipeline.models.classes import check_classifies, class_names
 from pipeline.models.reference import PinnedModel
+from pipeline.tasks.base import Input, TextInput
 from pipeline.tasks.encoder import EncoderSettings, EncoderTask
 
 if TYPE_CHECKING:
@@ -27,18 +30,10 @@ if TYPE_CHECKING:
 
     from pipeline.models.engine import Padded
 
+Name = Annotated[str, Field(min_length=1, max_length=10_000)]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 DEFAULT_THRESHOLD = 0.5
-DEFAULT_LABELS = 2  # what transformers takes where config.json names none
-
-# The last layer of a head, as the models of transformers call it.
-_LAST_LAYERS = (
-    "classifier.weight",
-    "classifier.out_proj.weight",
-    "classification_head.out_proj.weight",
-    "score.weight",
-)
 
 
 class Classify(EncoderTask):
@@ -47,7 +42,15 @@ class Classify(EncoderTask):
     needs = "AutoModelForSequenceClassification"
 
     class Config(EncoderSettings):
-        """Which labels are kept."""
+        """A second text, and which labels are kept by which names."""
+
+        text_pair: str | None = Field(default=None, min_length=1)
+        """The second text of each pair, for models that judge two: a column, a template, or words that are the same for
+        every row. Where both do not fit into `max_tokens`, the longer one is cut first."""
+
+        label_names: dict[Name, Name] | None = Field(default=None, min_length=1)
+        """The model's own name of a label -> the name that the column holds; labels that are left out keep theirs, and
+        no two may become one."""
 
         problem_type: Problem | None = None
         """One label of several (softmax), any number of labels (sigmoid), or a value; default: what config.json says,
@@ -61,6 +64,12 @@ class Classify(EncoderTask):
 
         threshold: float | None = Field(default=None, ge=0, le=1)
         """Multi-label: keep labels with at least this score, best first, 0 to 1; default 0.5."""
+
+        @model_validator(mode="after")
+        def _pairs_are_read_whole(self) -> Self:
+            if self.text_pair is not None and self.long_text == "windows":
+                raise ValueError("text_pair needs `long_text: truncate`; a pair is read in one window")
+            return self
 
         @model_validator(mode="after")
         def _one_choice_of_labels(self) -> Self:
@@ -82,13 +91,8 @@ class Classify(EncoderTask):
         give sense to.
         """
         super().__init__(config, model)
-        head = task_of_head(self.pinned.config)
-        if head not in (None, "sequence_classification"):
-            raise ModelError(
-                f"model {self.pinned.ref!r} is of another kind ({head}: {self.pinned.config['architectures'][0]}); "
-                "classify needs one with a head for sequences (…ForSequenceClassification)"
-            )
-        self._labels = _label_names(self.pinned)
+        check_classifies(self.pinned, "classify")
+        self._labels = _renamed(class_names(self.pinned), config)
         self._problem: Problem = config.problem_type or _problem_of(self.pinned, len(self._labels))
         self._check_options(config)
 
@@ -99,9 +103,10 @@ class Classify(EncoderTask):
                 raise ModelError(
                     f"{place}: regression gives one value, and {self.pinned.ref!r} gives {len(self._labels)}"
                 )
-            if config.top_k is not None or config.all_scores:
+            if config.top_k is not None or config.all_scores or config.label_names is not None:
                 raise JobError(
-                    f"{place}: top_k and all_scores need labels; {self.pinned.ref!r} gives one value (regression)"
+                    f"{place}: top_k, all_scores and label_names need labels; {self.pinned.ref!r} gives one value "
+                    "(regression)"
                 )
         if config.threshold is not None and self._problem != "multi_label_classification":
             raise JobError(
@@ -110,6 +115,16 @@ class Classify(EncoderTask):
             )
         if config.top_k is not None and config.top_k > len(self._labels):
             raise JobError(f"{place}: top_k: {config.top_k} is more than the {len(self._labels)} labels of the model")
+
+    def inputs(self) -> Mapping[str, Input]:
+        """The text, and the second one where it judges pairs."""
+        pair: str | None = self.config.text_pair
+        second = {} if pair is None else {"text_pair": TextInput(pair, may_be_words=True)}
+        return {**super().inputs(), **second}
+
+    def second_input(self) -> str | None:
+        """The second text of a pair."""
+        return None if self.config.text_pair is None else "text_pair"
 
     def fields(self) -> list[pa.Field]:
         """`label` and `score`, or `labels` and `scores`; regression: `score`."""
@@ -130,7 +145,9 @@ class Classify(EncoderTask):
 
     def forward(self, padded: "Padded") -> "torch.Tensor":
         """Probabilities, or values."""
-        logits_BD: torch.Tensor = self.loaded.module(**padded.inputs).logits.float()
+        from pipeline.models.heads import logits
+
+        logits_BD = logits(self.loaded.module, padded)
         if self._problem == "regression":
             return logits_BD
         return logits_BD.softmax(1) if self._problem == "single_label_classification" else logits_BD.sigmoid()
@@ -155,24 +172,21 @@ def _problem_of(pinned: PinnedModel, label_count: int) -> Problem:
     return stated or ("regression" if label_count == 1 else "single_label_classification")
 
 
-def _label_names(pinned: PinnedModel) -> list[str]:
-    """The labels in the order of the head's rows; LABEL_0, LABEL_1 … where config.json has no names."""
-    named = {int(number): str(name) for number, name in (pinned.config.get("id2label") or {}).items()}
-    rows = _head_rows(pinned)
-    if not named:
-        count = rows or pinned.config.get("num_labels") or DEFAULT_LABELS
-        return [f"LABEL_{number}" for number in range(count)]
-    if sorted(named) != list(range(len(named))):
-        raise ModelError(f"model {pinned.ref!r}: id2label in config.json does not count from 0 without gaps")
-    if rows is not None and rows != len(named):
-        more = "more labels than names" if rows > len(named) else "more names than labels"
-        raise ModelError(
-            f"model {pinned.ref!r} has {more}: its head has {rows} rows, and id2label in config.json names {len(named)}"
-        )
-    return [named[number] for number in range(len(named))]
-
-
-def _head_rows(pinned: PinnedModel) -> int | None:
-    """Rows of the head's last layer in the weights; None where its name is not known."""
-    shapes = tensor_names(Path(pinned.folder))
-    return next((shapes[name][0] for name in _LAST_LAYERS if name in shapes), None)
+def _renamed(own: list[str], config: Classify.Config) -> list[str]:
+    """The labels by the job's names for them; JobError for one that the model has not, or where two become one."""
+    names = config.label_names or {}
+    place = f"annotation {config.name!r}: label_names"
+    for old in names:
+        if old not in own:
+            match = get_close_matches(old, own, n=1)
+            hint = f"; did you mean {match[0]!r}?" if match else ";"
+            raise JobError(f"{place}: the model has no label {old!r}{hint} it has {', '.join(own)}")
+    renamed = [names.get(label, label) for label in own]
+    for name in names.values():
+        merged = [label for label in own if names.get(label, label) == name]
+        if len(merged) > 1:
+            raise JobError(
+                f"{place}: {' and '.join(merged)} would both be {name!r}; keep them apart, and add up what "
+                "`all_scores: true` gives"
+            )
+    return renamed

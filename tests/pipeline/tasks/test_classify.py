@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import JobError, ModelError
-from pipeline.tasks.base import Texts
+from pipeline.tasks.base import TextInput, Texts
 from pipeline.tasks.classify import Classify
 
 NAMES = ["games", "web", "math"]
@@ -170,6 +170,7 @@ def test_a_model_of_another_kind_is_refused(classifier, relabelled, prepare, arc
         ({"all_scores": True, "problem_type": "regression"}, "all_scores needs labels; regression gives one value"),
         ({"threshold": 0.3, "problem_type": "single_label_classification"}, "threshold needs several labels at once"),
         ({"threshold": 1.3}, "less than or equal to 1"),
+        ({"text_pair": "c", "long_text": "windows"}, "text_pair needs `long_text: truncate`; a pair is read in one"),
         ({"top_k": 0}, "greater than or equal to 1"),
     ],
 )
@@ -188,10 +189,121 @@ def test_options_that_make_no_sense_together_are_refused(options, words):
             "threshold needs several labels .* set `problem_type: multi_label_classification`",
         ),
         (LABELS, {"top_k": 4}, "top_k: 4 is more than the 3 labels of the model"),
-        ({"num_labels": 1}, {"top_k": 1}, "top_k and all_scores need labels; .* gives one value"),
+        ({"num_labels": 1}, {"label_names": {"LABEL_0": "value"}}, "top_k, all_scores and label_names need labels"),
+        ({"num_labels": 1}, {"top_k": 1}, "top_k, all_scores and label_names need labels; .* gives one value"),
         (LABELS, {"problem_type": "regression"}, "regression gives one value, and .* gives 3"),
     ],
 )
 def test_options_that_this_model_gives_no_sense_to_are_refused(classifier, prepare, model, options, words):
     with pytest.raises(JobError, match=f"annotation 'found': {words}"):
         prepare(Classify, classifier(**model), **options)
+
+
+# Families with a head for sequences, and how many classes; GPT-2 and Llama have no token to pad with.
+FAMILIES = (
+    "bert",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+    "deberta-v2",
+    "deberta-v3",
+    "modernbert",
+    "t5",
+    "bart",
+    "gpt2",
+    "llama",
+    "qwen2",
+    "qwen3",
+)
+WINDOW = 32
+
+
+def assert_as_the_pipeline_says(found, folder, texts, pairs=None, **options):
+    """Labels and scores of at least 200 texts that did not fail, each text alone."""
+    from transformers import TextClassificationPipeline
+
+    pipe = TextClassificationPipeline(
+        model=AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    kept = [row for row, names in enumerate(found["labels"]) if names is not None]
+    assert len(kept) >= 200
+    inputs = [texts[row] if pairs is None else {"text": texts[row], "text_pair": pairs[row]} for row in kept]
+    expected = pipe(inputs, top_k=None, truncation="longest_first", max_length=WINDOW, **options)
+    for row, said in zip(kept, expected, strict=True):
+        theirs = {each["label"]: each["score"] for each in said}
+        ours = dict(zip(found["labels"][row], found["scores"][row], strict=True))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_what_the_librarys_pipeline_says(tiny, start, texts, family):
+    folder = tiny(family, "SequenceClassification", labels=NAMES)
+    task = start(Classify, folder, token_budget=2048, all_scores=True, max_tokens=WINDOW)
+    assert_as_the_pipeline_says(found(task, texts), folder, texts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_of_pairs_what_the_librarys_pipeline_says(tiny, start, texts, family):
+    folder = tiny(family, "SequenceClassification", labels=NAMES)
+    others = texts[7:] + texts[:7]
+    options = {"text_pair": "other", "top_k": 3, "max_tokens": WINDOW}
+    task = start(Classify, folder, token_budget=2048, **options)
+    annotation = task.annotate(Texts(list(texts), {"text": texts, "text_pair": others}))
+    columns = {name: column.to_pylist() for name, column in annotation.columns.items()}
+    assert_as_the_pipeline_says(columns, folder, texts, others)
+    assert 0 < annotation.truncated_R.sum() < len(texts)
+    for scores in columns["scores"]:
+        assert scores is None or scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_sigmoids_and_values_are_the_pipelines(tiny, start, texts, family):
+    folder = tiny(family, "SequenceClassification", labels=NAMES)
+    task = start(
+        Classify,
+        folder,
+        problem_type="multi_label_classification",
+        all_scores=True,
+        max_tokens=WINDOW,
+        token_budget=999,
+    )
+    assert_as_the_pipeline_says(found(task, texts), folder, texts, function_to_apply="sigmoid")
+    folder = tiny(family, "SequenceClassification", labels=["value"])
+    values = found(start(Classify, folder, max_tokens=WINDOW, token_budget=999), texts)["score"]
+    named = {"labels": [None if value is None else ["value"] for value in values], "scores": [[v] for v in values]}
+    assert_as_the_pipeline_says(named, folder, texts, function_to_apply="none")
+
+
+def test_labels_bear_the_jobs_names(classifier, start, sentences):
+    folder = classifier(**LABELS)
+    named = {"web": "internet", "games": "play"}
+    plain, renamed = (found(start(Classify, folder, **options), sentences) for options in ({}, {"label_names": named}))
+    assert renamed["label"] == [named.get(label, label) for label in plain["label"]]
+    assert renamed["score"] == plain["score"]
+    assert set(renamed["label"]) & {"internet", "play"}
+    swapped = found(start(Classify, folder, label_names={"web": "math", "math": "web"}), sentences)
+    assert swapped["label"] == [{"web": "math", "math": "web"}.get(label, label) for label in plain["label"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"wbe": "internet"}, "the model has no label 'wbe'; did you mean 'web'\\? it has games, web, math"),
+        ({"9": "internet"}, "the model has no label '9'; it has games, web, math"),
+        ({"web": "internet", "games": "internet"}, "games and web would both be 'internet'; keep them apart, and add"),
+        ({"web": "games"}, "games and web would both be 'games'"),
+    ],
+)
+def test_names_that_the_model_has_not_or_that_merge_are_refused(classifier, prepare, names, words):
+    with pytest.raises(JobError, match=f"annotation 'found': label_names: {words}"):
+        prepare(Classify, classifier(**LABELS), label_names=names)
+
+
+def test_the_second_text_of_a_pair_is_an_input_that_may_be_words(classifier, prepare):
+    assert list(prepare(Classify, classifier(**LABELS)).inputs()) == ["text"]
+    inputs = prepare(Classify, classifier(**LABELS), text_pair="is about games").inputs()
+    assert list(inputs) == ["text", "text_pair"]
+    assert inputs["text_pair"] == TextInput("is about games", may_be_words=True)

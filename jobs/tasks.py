@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -38,6 +39,9 @@ CONFIGS = Path(__file__).parent / "configs"
 
 _OF_EVERY_JOB = ("name", "task", "text", "model")
 """Keys of an annotation that a job to fill in has in any case."""
+
+_LEAST_LABELS = (("O", "LABEL_1"), ("LABEL_0",))
+"""Of a model that nobody looked at: a task may want several labels or a single one, and for tokens an O among them."""
 
 _KINDS = {"string": "a text", "integer": "a whole number", "number": "a number", "boolean": "true | false"}
 """JSON schema's types in the words of a job file."""
@@ -189,20 +193,24 @@ def _columns(kind: type[Task], settings: Mapping[str, Any]) -> tuple[dict[str, s
     """Name and Arrow type of each column that a task adds; and whether an unseen model may change them."""
     from pipeline.annotator import columns_of
 
-    unseen = False
-    with TemporaryDirectory() as folder:
-        try:
-            config = kind.Config.model_validate(settings)
-            model = _model_here(config)
-            unseen = kind.needs is not None and model is None
-            columns = columns_of(kind(config, _least_model(Path(folder)) if unseen else model))
-        except (CorpusmillError, ValueError):  # ValueError: options that only a person can fill in
-            return None, unseen
-        except Exception:
-            if not unseen:
-                raise
-            return None, unseen  # code of a user's own may ask a model's config for anything
-    return {column.name: str(column.type) for column in columns}, unseen
+    try:
+        config = kind.Config.model_validate(settings)
+        model = _model_here(config)
+        if model is not None or kind.needs is None:
+            return _typed(columns_of(kind(config, model))), False
+    except (CorpusmillError, ValueError):  # ValueError: options that only a person can fill in
+        return None, kind.needs is not None
+    for labels in _LEAST_LABELS:
+        with TemporaryDirectory() as folder:
+            try:
+                return _typed(columns_of(kind(config, _least_model(Path(folder), labels)))), True
+            except Exception:  # noqa: BLE001 - code of a user's own may ask a model's config for anything
+                continue
+    return None, True
+
+
+def _typed(columns: Sequence[pa.Field]) -> dict[str, str]:
+    return {column.name: str(column.type) for column in columns}
 
 
 def _model_here(config: AnnotationSettings) -> PinnedModel | None:
@@ -215,9 +223,9 @@ def _model_here(config: AnnotationSettings) -> PinnedModel | None:
         return None
 
 
-def _least_model(folder: Path) -> PinnedModel:
-    """A model without weights that tells two labels; a task that must know more of its model refuses it."""
-    config = {"id2label": {"0": "O", "1": "LABEL_1"}}
+def _least_model(folder: Path, labels: Sequence[str]) -> PinnedModel:
+    """A model without weights that tells its labels; a task that must know more of its model refuses it."""
+    config = {"id2label": {str(number): label for number, label in enumerate(labels)}}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     return PinnedModel(ref="hub:", revision=None, folder=str(folder), digest="", weights_bytes=0, config=config)
@@ -230,8 +238,8 @@ def _examples(name: str) -> list[tuple[Path, dict[str, Any]]]:
         document = plain_yaml.load(path.read_text(encoding="utf-8"))
         annotations = [each for each in document.get("annotations", ()) if each.get("task") == name]
         if annotations:
-            found.append((len(document["annotations"]), path, annotations[0]))
-    return [(path, annotation) for _, path, annotation in sorted(found, key=lambda each: each[:2])]
+            found.append(((len(document["annotations"]), path.stem != name, path), annotations[0]))
+    return [(path, annotation) for (_, _, path), annotation in sorted(found, key=lambda each: each[0])]
 
 
 def _shown(path: Path) -> str:
@@ -293,7 +301,7 @@ def told(entry: Entry) -> RenderableType:
 def _columns_told(entry: Entry) -> RenderableType:
     parts: list[RenderableType] = [Text(entry.adds)] if entry.adds else []
     if entry.columns is None:
-        parts.append(Text("their types depend on the model: `corpusmill preview` shows them", style="dim"))
+        parts.append(Text("how they are named and of which types they are, only a model can tell", style="dim"))
     else:
         unless = ", unless its model decides otherwise" if entry.model_decides else ""
         parts.append(Text(f"of the job below{unless}:", style="dim"))

@@ -35,6 +35,7 @@ PUBLISHED: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "cross-encoder/ms-marco-MiniLM-L6-v2": ("bert", "SequenceClassification", {"labels": ["LABEL_0"]}),
     "openai-community/gpt2": ("gpt2", "CausalLM", {}),
     "FacebookAI/roberta-base": ("roberta", "MaskedLM", {}),
+    "deepset/roberta-base-squad2": ("roberta", "QuestionAnswering", {}),
 }
 
 SAMPLED_ROWS = 20

@@ -215,7 +215,7 @@ def test_a_task_that_must_know_its_model_says_so(own):
     entry = described(own(code), allow_code=True)
     assert (entry.columns, entry.model_decides, entry.needs) == (None, True, "AutoModel")
     assert "# AutoModel: hub:org/name@REVISION, or a folder" in entry.job
-    assert "their types depend on the model" in shown(told(entry))
+    assert "only a model can tell" in shown(told(entry))
 
 
 def test_a_file_without_any_docstring_is_told_too(own):

@@ -91,7 +91,7 @@ def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float 
     from pipeline.retry import retry as again
 
     began = time.monotonic() if began is None else began
-    allowed = re.compile(rf"^(annotations\.\d+\.({'|'.join(MAY_CHANGE)})|cluster\.\w+|limits\.\w+)$")
+    allowed = re.compile(rf"^(annotations\.\d+\.({'|'.join(MAY_CHANGE)})|cluster\.[\w.-]+|limits\.\w+)$")
     for override in overrides:
         key = override.partition("=")[0].strip()
         if not allowed.match(key):

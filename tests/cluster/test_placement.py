@@ -1,9 +1,13 @@
 """Actors are placed by what machines have; what does not fit is told with what there is."""
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.placement import ClusterSettings, Node, place
+from cluster.placement import ClusterSettings, Node, PoolSettings, place
 from pipeline.errors import JobError, PlacementError
 from pipeline.workers import Workers
 
@@ -91,3 +95,119 @@ def test_a_cluster_is_local_found_or_named_by_host_and_port(address: str) -> Non
 def test_no_other_address_is_taken(address: str) -> None:
     with pytest.raises(ValidationError, match="is no address of a cluster; allowed: local, auto, or host:port"):
         ClusterSettings(address=address)
+
+
+# ------------------------------------------------------------------------------------------------------------- pools
+
+
+def _pools(**pools: dict[str, object]) -> ClusterSettings:
+    return ClusterSettings.model_validate({"pools": pools})
+
+
+def _actors(settings: ClusterSettings, nodes: list[Node], *names: str | None, spare_cpus: float = 0) -> dict[str, int]:
+    placed = place(settings, nodes, dict.fromkeys(names, MINILM_BYTES), spare_cpus)
+    return {name or "own": workers.actors for name, workers in placed.items()}
+
+
+def test_pools_that_do_not_say_share_what_is_there_evenly() -> None:
+    assert _actors(ClusterSettings(), [LAPTOP], None, "large") == {"own": 4, "large": 4}
+    assert _actors(_pools(large={"cpus_per_actor": 3}), [LAPTOP], None, "large") == {"own": 2, "large": 2}
+    assert _actors(ClusterSettings(), [Node(2, 0, 24 * GIB)], None, "large") == {"own": 1, "large": 1}
+
+
+def test_the_number_of_one_pool_leaves_the_rest_to_the_others() -> None:
+    assert _actors(_pools(large={"actors": 2}), [LAPTOP], None, "large") == {"own": 6, "large": 2}
+    both = ClusterSettings(actors=3, pools={"large": PoolSettings(actors=2)})
+    assert _actors(both, [LAPTOP], None, "large") == {"own": 3, "large": 2}
+
+
+def test_where_cpus_are_few_each_pool_still_has_an_actor() -> None:
+    for names in ([None, "a"], [None, "a", "b"], ["a", "b", "c", "d"]):
+        workers = place(ClusterSettings(), [Node(2, 0, 24 * GIB)], dict.fromkeys(names, 0), spare_cpus=0)
+        assert sum(each.actors * each.cpus_per_actor for each in workers.values()) <= 2
+        assert {each.threads for each in workers.values()} == {1}
+    with pytest.raises(
+        PlacementError, match=r"an actor of each pool does not fit at the same time, cluster: 0\.5 CPUs"
+    ):
+        _actors(ClusterSettings(), [Node(2, 0, 24 * GIB)], None, "a", "b", "c", "d")
+
+
+def test_a_pool_has_its_own_device_threads_and_memory() -> None:
+    settings = ClusterSettings(gpus_per_actor=0, pools={"large": PoolSettings(cpus_per_actor=4, memory=8 * GIB)})
+    placed = place(settings, [SERVER], {None: 0, "large": 0}, spare_cpus=1)
+    own, large = placed[None], placed["large"]
+    assert (own.device, own.actors, own.threads, own.memory_bytes) == ("cpu", 31, 1, None)
+    assert (large.device, large.actors, large.threads, large.memory_bytes) == ("cuda", 8, 4, 8 * GIB)
+
+
+def test_the_weights_of_each_pool_count_for_its_own_actors() -> None:
+    placed = place(ClusterSettings(), [Node(8, 0, 12 * GIB)], {None: MINILM_BYTES, "large": 6 * GIB}, spare_cpus=0)
+    assert {name: each.actors for name, each in placed.items()} == {None: 4, "large": 1}
+
+
+def test_larger_actors_are_given_their_place_first() -> None:
+    nodes = [Node(2, 0, 16 * GIB), Node(4, 0, 16 * GIB)]
+    assert _actors(_pools(large={"cpus_per_actor": 4}), nodes, None, "large") == {"own": 2, "large": 1}
+
+
+def test_pools_that_do_not_fit_at_the_same_time_are_told_each() -> None:
+    words = (
+        r"an actor of each pool does not fit at the same time, cluster: 1 CPUs, 0 GPUs and 0\.8 GiB of memory; "
+        r"cluster\.pools\.large: 8 CPUs, .* \(1 machine: 8 CPUs, .*put annotations into one pool"
+    )
+    with pytest.raises(PlacementError, match=words):
+        _actors(
+            ClusterSettings(cpus_per_actor=1, pools={"large": PoolSettings(cpus_per_actor=8)}), [LAPTOP], None, "large"
+        )
+    words = r"cluster\.pools\.large\.actors is 8, but only 7 of 1 CPUs, .* fit beside the actors of the other pools"
+    with pytest.raises(PlacementError, match=words):
+        _actors(_pools(large={"actors": 8}), [LAPTOP], None, "large")
+
+
+def test_a_gpu_that_a_pool_asks_for_and_that_is_not_there_is_told_with_the_pool() -> None:
+    with pytest.raises(PlacementError, match=r"cluster\.pools\.large\.gpus_per_actor is 1, but no GPU is there"):
+        _actors(_pools(large={"gpus_per_actor": 1}), [LAPTOP], None, "large")
+
+
+def test_a_pool_that_no_annotation_names_is_told_with_the_nearest() -> None:
+    words = r"cluster\.pools\.lagre: no annotation says `pool: lagre`; did you mean 'large'\?; pools of this job: large"
+    with pytest.raises(JobError, match=words):
+        _actors(_pools(lagre={"actors": 1}), [LAPTOP], None, "large")
+    with pytest.raises(JobError, match=r"cluster\.pools\.large: .*; no annotation of this job names a `pool`"):
+        _actors(_pools(large={}), [LAPTOP], None)
+
+
+def test_what_is_said_of_annotations_without_a_pool_is_told_where_there_are_none() -> None:
+    with pytest.raises(JobError, match=r"cluster\.actors is of annotations without a `pool`, .*cluster\.pools\.a\.act"):
+        _actors(ClusterSettings(actors=2), [LAPTOP], "a", "b")
+
+
+_NODES = st.lists(
+    st.builds(
+        Node, st.sampled_from([0.5, 1, 2, 3.5, 8]), st.sampled_from([0, 1, 2]), st.sampled_from([2 * GIB, 16 * GIB])
+    ),
+    min_size=1,
+    max_size=4,
+)
+_ASKED = st.fixed_dictionaries(
+    {},
+    optional={
+        "actors": st.integers(1, 6),
+        "cpus_per_actor": st.sampled_from([0.1, 0.5, 1.0, 3.0]),
+        "gpus_per_actor": st.sampled_from([0.0, 0.5, 1.0]),
+    },
+)
+
+
+@given(nodes=_NODES, asked=st.dictionaries(st.sampled_from("abc"), _ASKED, min_size=1), spare=st.sampled_from([0, 0.5]))
+def test_whatever_is_placed_fits_at_once_with_an_actor_in_each_pool(
+    nodes: list[Node], asked: dict[str, dict[str, object]], spare: float
+) -> None:
+    placed: dict[str | None, Workers] = {}
+    with suppress(PlacementError):
+        placed = place(_pools(**asked), nodes, dict.fromkeys(asked, MINILM_BYTES), spare)
+    for name, workers in placed.items():
+        assert workers.actors >= 1
+        assert asked[str(name)].get("actors") in (None, workers.actors)
+    assert sum(each.actors * each.cpus_per_actor for each in placed.values()) <= sum(node.cpus for node in nodes) + 1e-9
+    assert sum(each.actors * each.gpus_per_actor for each in placed.values()) <= sum(node.gpus for node in nodes)

@@ -176,3 +176,28 @@ def test_a_task_that_cannot_start_with_its_model_is_told_with_its_annotation(min
     spec = AnnotationSpec({"name": "n", "task": str(tmp_path / "late.py"), "text": "text"}, True, model, pinned)
     with pytest.raises(ModelError, match=r"annotation 'n': its task could not start: KeyError: 'no such layer'"):
         Annotator([spec], _table().schema).load()
+
+
+@given(st.lists(st.sampled_from([None, " ", "good", "please FAIL", "rather a long text, it is"]), max_size=20))
+def test_annotations_made_apart_are_those_made_together(texts: list[str | None]) -> None:
+    table = _table(*texts)
+    settings: list[dict[str, Any]] = [
+        {"name": "size"},
+        {"name": "label", "text": "size_label"},
+        {"name": "long", "text": "{text}: {size_label}", "where": "size_chars > 5", "errors": "keep"},
+        {"name": "last", "text": "long_label"},
+    ]
+    specs = [AnnotationSpec({"task": COUNTING, "text": "text"} | each, True, None, PINNED) for each in settings]
+    together = Annotator(specs, table.schema).annotate(table)
+    columns: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for names in ({"size"}, {"long"}, {"label", "last"}):
+        here = Annotator(specs, table.schema, [spec for spec in specs if spec.settings["name"] in names])
+        found = here.annotate(table)
+        assert [column.name for column in here.columns] == list(found.columns)
+        for name, values in found.columns.items():
+            table = table.append_column(name, values)
+        columns |= found.columns
+        problems += found.problems
+    assert {name: columns[name] for name in together.columns} == together.columns
+    assert sorted(problems, key=str) == sorted(together.problems, key=str)

@@ -1,6 +1,6 @@
 """Annotations read columns of the corpus and of each other, and only the rows that they ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
-from pipeline.errors import CorpusError
-from pipeline.inputs import compile_inputs
+from pipeline.errors import CorpusError, JobError
+from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Reason
 
+Order = Callable[..., tuple[str | None, ...]]
 PINNED = PinnedAnnotation(None, None, None, None, None, "cpu", 1, 0)
 
 SHOUT = """
@@ -183,3 +184,50 @@ class Words(Task):
     found = made.annotate(TABLE)
     assert type(made._tasks[0]).made == ["one", "three"]
     assert found.columns["three_count"].to_pylist() == [None, 1, None, None, None]
+
+
+# -------------------------------------------------------------------------------------------------------------- pools
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Order:
+    """The pools of a job with these annotations, as a unit passes them."""
+    (tmp_path / "shout.py").write_text(SHOUT)
+
+    def made(*annotations: Mapping[str, Any]) -> tuple[str | None, ...]:
+        settings = [{"task": str(tmp_path / "shout.py"), "text": "text"} | dict(each) for each in annotations]
+        tasks = [AnnotationSpec(each, True, None, PINNED).task() for each in settings]
+        schema = pa.schema([pa.field("text", pa.string())])
+        return pools_in_order(tasks, compile_inputs(tasks, [columns_of(task) for task in tasks], schema))
+
+    return made
+
+
+def test_a_unit_passes_the_pools_as_they_first_come_where_nothing_speaks_against_it(order: Order) -> None:
+    assert order({"name": "a"}, {"name": "b"}) == (None,)
+    assert order({"name": "a", "pool": "x"}, {"name": "b"}, {"name": "c", "pool": "x"}) == ("x", None)
+
+
+def test_a_pool_that_reads_or_asks_for_columns_of_another_comes_after_it(order: Order) -> None:
+    apart = {"name": "a", "pool": "x"}, {"name": "b"}
+    assert order(*apart, {"name": "c", "pool": "x", "text": "b_text"}) == (None, "x")
+    assert order(*apart, {"name": "c", "pool": "x", "where": "b_text = 'NO'"}) == (None, "x")
+    chain = [
+        {"name": "a", "pool": "x"},
+        {"name": "b", "pool": "y"},
+        {"name": "c"},
+        {"name": "d", "pool": "y", "text": "c_text"},
+        {"name": "e", "pool": "x", "text": "d_text"},
+    ]
+    assert order(*chain) == (None, "y", "x")
+
+
+def test_pools_that_read_each_other_to_and_fro_are_told_with_who_reads_what(order: Order) -> None:
+    chain = [{"name": "a"}, {"name": "b", "pool": "x", "text": "a_text"}, {"name": "c", "text": "b_text"}]
+    words = (
+        r"a unit passes each pool once: 'b' \(pool 'x'\) reads 'a' \(without a pool\), "
+        r"'c' \(without a pool\) reads 'b' \(pool 'x'\); give one of them another `pool`"
+    )
+    with pytest.raises(JobError, match=words):
+        order(*chain)
+    assert order(*chain[:2], {**chain[2], "pool": "y"}) == (None, "x", "y")

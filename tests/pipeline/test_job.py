@@ -52,6 +52,12 @@ def test_a_name_must_do_as_a_prefix_of_columns(name: str) -> None:
     assert "annotations.0.name: " in _wrong(annotation={"name": name})
 
 
+@pytest.mark.parametrize("pool", ["", "1st", "a.b", "a b", "a" * 101])
+def test_a_pool_must_have_a_name_that_a_key_of_the_cluster_can_be(pool: str) -> None:
+    assert "annotations.0.pool: " in _wrong(annotation={"pool": pool})
+    assert _job(annotation={"pool": "large-1"}).annotations[0].pool == "large-1"
+
+
 @pytest.mark.parametrize("limit", [-1, -0.1, 1.1, "all", True])
 def test_limits_are_rows_or_a_share(limit: object) -> None:
     assert "limits.max_quarantined" in _wrong(limits={"max_quarantined": limit})

@@ -1,7 +1,7 @@
 """From a job to its plan: what makes it impossible, what must not change, and what the user is told."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.corpus.reader import ReadPlan
-from pipeline.errors import CorpusError, OutputError, PlacementError
+from pipeline.errors import CorpusError, JobError, OutputError, PlacementError
 from pipeline.job import AnnotateJob
 from pipeline.models.reference import ModelSettings, PinnedModel
 from pipeline.output.planfile import PinnedAnnotation, Plan, from_bytes, to_bytes
@@ -24,7 +24,9 @@ from pipeline.planning import (
     check_unchanged,
     corpus_notes,
     new_plan,
+    passes,
     pin_models,
+    place,
     read_plan,
     specs,
 )
@@ -244,6 +246,87 @@ def test_a_resumed_run_on_another_kind_of_device_is_refused_with_the_way_on(job:
     with pytest.raises(PlacementError, match=r"begun on device cuda, .* on cpu.*cluster\.gpus_per_actor: 1 on a"):
         as_pinned(_with_model(plan, device="cuda"), ONE_POOL)
     assert as_pinned(plan, gpus)[None].device == "cuda"  # no model: nothing that a device could change
+
+
+# -------------------------------------------------------------------------------------------------------------- pools
+
+LARGE = Workers(actors=1, cpus_per_actor=4, gpus_per_actor=1, threads=4, memory_bytes=None)
+TWO_POOLS: Pools = {None: WORKERS, "large": LARGE}
+
+
+@pytest.fixture
+def two(job: Jobs) -> Callable[..., AnnotateJob]:
+    """A job of two annotations, `size` in the job's own pool and `again` in `large`; options are those of `again`."""
+
+    def make(**options: Any) -> AnnotateJob:
+        document = job(("size", "again")).model_dump(mode="json")
+        document["annotations"][1] |= {"pool": "large"} | options
+        return AnnotateJob.model_validate(document)
+
+    return make
+
+
+def test_each_annotation_is_pinned_to_the_device_and_threads_of_its_pool(two: Callable[..., AnnotateJob]) -> None:
+    pins = _plan(two(), TWO_POOLS).annotations
+    assert (pins["size"].device, pins["size"].threads) == ("cpu", 1)
+    assert (pins["again"].device, pins["again"].threads) == ("cuda", 4)
+
+
+def test_units_are_cut_for_the_slower_device_and_the_larger_pool(two: Callable[..., AnnotateJob]) -> None:
+    assert _plan(two(), TWO_POOLS).units == _plan(two(), {None: WORKERS, "large": WORKERS}).units
+
+
+def test_a_resumed_run_takes_threads_and_devices_of_each_pool_as_they_were(two: Callable[..., AnnotateJob]) -> None:
+    plan = from_bytes(to_bytes(_plan(two(), TWO_POOLS)))
+    weighed = {name: replace(pin, ref="wheel:x/y", digest="53aa") for name, pin in plan.annotations.items()}
+    plan = replace(plan, annotations=weighed)
+    now: Pools = {None: replace(WORKERS, threads=7), "large": replace(LARGE, actors=2, threads=1)}
+    assert [(each.actors, each.threads) for each in as_pinned(plan, now).values()] == [(2, 1), (2, 4)]
+    with pytest.raises(
+        PlacementError, match=r"on device cuda, .* on cpu.*cluster\.pools\.large\.gpus_per_actor: 1 on a"
+    ):
+        as_pinned(plan, {None: WORKERS, "large": replace(LARGE, gpus_per_actor=0)})
+    with pytest.raises(PlacementError, match=r"on device cpu, .* on cuda.*with cluster\.gpus_per_actor: 0"):
+        as_pinned(plan, {None: LARGE, "large": LARGE})
+
+
+def test_a_unit_passes_the_pools_in_the_order_of_what_they_read(two: Callable[..., AnnotateJob]) -> None:
+    made = two()
+    document = made.model_dump(mode="json")
+    document["annotations"][0] |= {"pool": "first"}
+    document["annotations"].insert(0, document["annotations"][0] | {"name": "zero", "pool": "large"})
+    document["annotations"][2] |= {"text": "size_label"}
+    made = AnnotateJob.model_validate(document)
+    pools: Pools = {"large": LARGE, "first": WORKERS}
+    plan = _plan(made, pools)
+    assert list(passes(made, pin_models(made), plan, pools)) == ["first", "large"]
+    document["annotations"][1] |= {"text": "zero_label"}
+    with pytest.raises(
+        JobError, match=r"'size' \(pool 'first'\) reads 'zero' \(pool 'large'\), 'again' .* reads 'size'"
+    ):
+        _plan(AnnotateJob.model_validate(document), pools)
+
+
+def test_a_pool_holds_the_weights_of_its_own_annotations_each_once(two: Callable[..., AnnotateJob]) -> None:
+    document = two().model_dump(mode="json")
+    document["annotations"].append(document["annotations"][1] | {"name": "third"})
+    small, large = (PinnedModel(f"wheel:x/{size}", None, "/", f"d{size}", size, {}) for size in (90, 7000))
+    models = Models({"size": small, "again": large, "third": large})
+    asked: dict[str | None, int] = {}
+
+    class Asked:
+        def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
+            asked.update(weights_bytes)
+            return TWO_POOLS
+
+        def connected(self) -> Any:
+            raise AssertionError("a plan needs no Ray")
+
+        def log_folder(self) -> str | None:
+            return None
+
+    place(Asked(), AnnotateJob.model_validate(document), models)
+    assert asked == {None: 90, "large": 7000}
 
 
 # --------------------------------------------------------------------------------------------------------------- told

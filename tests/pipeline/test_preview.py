@@ -88,6 +88,20 @@ def test_a_plan_counts_and_estimates(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def _in_two_pools(folder: Path) -> AnnotateJob:
+    document = _job(folder).model_dump(mode="json")
+    again = {"name": "again", "task": COUNTING, "text": "size_label", "pool": "large"}
+    return AnnotateJob.model_validate(document | {"annotations": [*document["annotations"], again]})
+
+
+def test_a_look_makes_the_annotations_of_all_pools_in_this_process(folder: Path) -> None:
+    shown = preview(_in_two_pools(folder), OneActor(), 5)
+    assert shown["again_chars"].to_pylist() == [5, 5, 5, None, 5]
+    told = plan_job(_in_two_pools(folder), OneActor())
+    assert [pool["pool"] for pool in told["pools"]] == [None, "large"]
+    assert told["rows_sampled"] == ESTIMATE_ROWS
+
+
 def test_a_plan_without_a_row_estimates_nothing(folder: Path) -> None:
     told = plan_job(_job(folder, filter="number > 0 AND number < 1"), OneActor())
     assert (told["tokens_estimated"], told["seconds_estimated"], told["rows_sampled"]) == (None, None, 0)

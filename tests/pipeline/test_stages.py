@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,18 @@ class Bench:
     settings: dict[str, Any]
     epoch: int = 1
     alone: bool = False
+    pools: Pools = field(default_factory=lambda: POOLS)
 
     def __post_init__(self) -> None:
         self.store = Store.at(str(self.folder / "out"))
         job = AnnotateJob.model_validate(self.settings)
-        self.plan, _ = new_plan(job, pin_models(job), POOLS)
+        self.plan, _ = new_plan(job, pin_models(job), self.pools)
         planfile.save(self.store, self.plan)
 
     @property
     def work(self) -> Work:
         job = AnnotateJob.model_validate(self.settings)
-        run = Run(job, self.store, pin_models(job), self.plan, POOLS, self.epoch, f"r{self.epoch}", {}, 0.0)
+        run = Run(job, self.store, pin_models(job), self.plan, self.pools, self.epoch, f"r{self.epoch}", {}, 0.0)
         return replace(run.work(), alone=self.alone)
 
     def order(self, number: int = 0, retry: bool = False) -> Order:
@@ -55,8 +56,11 @@ class Bench:
 
     def annotated(self, order: Order) -> Envelope:
         """A unit as its commit gets it."""
-        found = Envelope.of_block(read(order, self.work).to_block())
-        return Envelope.of_block(AnnotateStage(self.work)(found).to_block())
+        work = self.work
+        found = Envelope.of_block(read(order, work).to_block())
+        for pool in work.pools:
+            found = Envelope.of_block(AnnotateStage(work, pool)(found).to_block())
+        return found
 
     def through(self, order: Order) -> dict[str, Any]:
         """The unit's whole way, packed for Ray between its stages."""
@@ -260,6 +264,105 @@ def test_a_death_of_an_earlier_runs_process_is_nobodys_fault(bench: Make) -> Non
     unit.epoch = 2
     assert unit.through(unit.order())["state"] == "done"
     assert unit.receipt().rows_out == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- pools
+
+
+@pytest.fixture
+def two_pools(bench: Make) -> Callable[..., Bench]:
+    """A corpus whose `size` is annotated in the job's own pool, and `again` in `large`, which reads it."""
+
+    def make(*files: Sequence[str | None], **options: Any) -> Bench:
+        one = bench(*files)
+        again = {"name": "again", "task": str(COUNTING), "text": "{text} is {size_label}", "pool": "large"} | options
+        one.settings["annotations"].append(again)
+        return Bench(one.folder, one.settings, pools={None: WORKERS, "large": WORKERS})
+
+    return make
+
+
+def test_a_unit_passes_both_pools_and_what_came_of_it_stands_in_one_part(two_pools: Callable[..., Bench]) -> None:
+    unit = two_pools(["one", None, "please FAIL", "four letters"], where="size_chars > 3")
+    told = unit.through(unit.order())
+    assert (told["state"], list(told["seconds_by_annotation"])) == ("done", ["size", "again"])
+    assert [(row["size_chars"], row["again_chars"]) for row in unit.rows()] == [(3, None), (12, 21)]
+    assert [(entry["annotation"], entry["reason"]) for entry in unit.entries()] == [
+        ("size", "null_text"),
+        ("size", "model_failed"),
+    ]
+    assert unit.receipt().tokens_by_annotation == {"size": 0, "again": 0}
+    assert unit.marks() == []
+
+
+def test_a_row_that_failed_in_one_pool_is_still_annotated_in_another_that_does_not_read_it(
+    two_pools: Callable[..., Bench],
+) -> None:
+    unit = two_pools(["one", "please FAIL"], text="number {number}")
+    unit.through(unit.order())
+    (entry,) = unit.entries()
+    assert (entry["annotation"], entry["input"]["size_chars"], entry["input"]["again_chars"]) == ("size", None, 8)
+
+
+def test_deaths_in_one_pool_are_blamed_there_and_leave_what_the_other_found(two_pools: Callable[..., Bench]) -> None:
+    unit = two_pools(["one", "two", "three"])
+    unit.died("annotate-large", ("stream", None), ("stream", [1, 2]), ("trial", [1]))
+    assert unit.through(unit.order())["state"] == "suspect"
+    unit.alone = True
+    assert unit.through(unit.order())["state"] == "done"
+    assert [row["_row"] for row in unit.rows()] == [0, 2]
+    (entry,) = unit.entries()
+    assert (entry["_row"], entry["annotation"], entry["reason"]) == (1, None, "killed_process")
+    assert (entry["input"]["size_chars"], entry["input"]["again_chars"]) == (3, None)
+    assert unit.marks() == []
+
+
+def test_a_row_that_killed_actors_of_one_pool_is_not_shown_to_the_next(two_pools: Callable[..., Bench]) -> None:
+    unit = two_pools(["one", "two", "three"])
+    unit.died("annotate", ("stream", None), ("stream", [1, 2]), ("trial", [1]))
+    unit.alone = True
+    assert unit.through(unit.order())["state"] == "done"
+    (entry,) = unit.entries()
+    assert (entry["_row"], entry["annotation"], entry["reason"]) == (1, None, "killed_process")
+    assert (entry["input"]["size_chars"], entry["input"]["again_chars"]) == (None, None)
+
+
+def test_a_retry_passes_both_pools_again(two_pools: Callable[..., Bench]) -> None:
+    unit = two_pools(["short", "rather long"], max_chars=15)
+    unit.through(unit.order())
+    assert [(entry["annotation"], entry["_row"]) for entry in unit.entries()] == [("again", 1)]
+    unit.settings["annotations"][1]["max_chars"] = 100
+    unit.epoch = 2
+    assert unit.through(unit.order(retry=True))["state"] == "done"
+    assert [(row["_row"], row["again_chars"]) for row in unit.rows()] == [(0, 14), (1, 20)]
+
+
+def test_seconds_of_both_pools_count_and_earlier_actors_age_by_the_later_ones_work(
+    two_pools: Callable[..., Bench],
+) -> None:
+    unit = two_pools(["one"], pause=0.05)
+    first = AnnotateStage(unit.work)
+    second = AnnotateStage(unit.work, "large")
+    second.name = "another:1"
+    found = Envelope.of_block(read(unit.order(), unit.work).to_block())
+    between = Envelope.of_block(first(found).to_block())
+    told = second(between).told
+    assert list(told["since_ready"]) == [first.name, "another:1"]
+    later_seconds = told["seconds"] - between.told["seconds"]
+    assert later_seconds >= 0.05
+    aged_seconds = told["since_ready"][first.name] - between.told["since_ready"][first.name]
+    assert aged_seconds == pytest.approx(later_seconds)
+
+
+def test_processes_that_die_while_they_load_count_for_their_own_pool(two_pools: Callable[..., Bench]) -> None:
+    unit = two_pools(["one"])
+    for number in range(LOADS_AT_MOST):
+        unit.store.mark(f"metadata/tmp/attempts-1/loading-large/{number}", b"")
+    assert AnnotateStage(unit.work).broken is None
+    broken = AnnotateStage(unit.work, "large").broken
+    assert broken is not None
+    assert "loaded the pool's models" in broken.told["message"]
+    assert "cluster.pools.large.actors, now 1" in broken.told["message"]
 
 
 # ------------------------------------------------------------------------------------------------------------ loading

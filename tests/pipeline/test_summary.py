@@ -77,6 +77,15 @@ def test_an_actor_in_place_of_a_dead_one_does_not_begin_the_rate_again() -> None
     assert pace.tokens_per_second() == pytest.approx(1010 / 90)
 
 
+def test_the_rate_begins_when_the_actors_of_all_pools_hold_their_models() -> None:
+    pace = Pace(2)
+    pace.took(arrived=20.0, seconds=4.0, since_ready={"a": 10.0, "large": 3.0}, tokens=1000)  # ready at 10 and 17
+    assert pace.tokens_per_second() == pytest.approx(1000 * (3 / 4) / (20 - 17))
+    # The first receipt had waited; when its actors held their models is known better now.
+    pace.took(arrived=22.0, seconds=2.0, since_ready={"a": 12.5, "large": 6.0}, tokens=600)  # 9.5 and 16
+    assert pace.tokens_per_second() == pytest.approx((1000 + 600) / (22 - 16))
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.floats(0.1, 5), st.integers(0, 1000), st.floats(0, 3)),

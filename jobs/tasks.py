@@ -40,8 +40,12 @@ CONFIGS = Path(__file__).parent / "configs"
 _OF_EVERY_JOB = ("name", "task", "text", "model")
 """Keys of an annotation that a job to fill in has in any case."""
 
-_LEAST_LABELS = (("O", "LABEL_1"), ("LABEL_0",))
-"""Of a model that nobody looked at: a task may want several labels or a single one, and for tokens an O among them."""
+_LEAST_MODELS: Sequence[Mapping[str, Any]] = (
+    {"id2label": {"0": "O", "1": "LABEL_1"}},
+    {"id2label": {"0": "LABEL_0"}},
+    {"is_encoder_decoder": True, "architectures": ["ForConditionalGeneration"]},
+)
+"""What a model that nobody looked at may say of itself: one of these is enough for most tasks to tell their columns."""
 
 _KINDS = {"string": "a text", "integer": "a whole number", "number": "a number", "boolean": "true | false"}
 """JSON schema's types in the words of a job file."""
@@ -200,10 +204,10 @@ def _columns(kind: type[Task], settings: Mapping[str, Any]) -> tuple[dict[str, s
             return _typed(columns_of(kind(config, model))), False
     except (CorpusmillError, ValueError):  # ValueError: options that only a person can fill in
         return None, kind.needs is not None
-    for labels in _LEAST_LABELS:
+    for least in _LEAST_MODELS:
         with TemporaryDirectory() as folder:
             try:
-                return _typed(columns_of(kind(config, _least_model(Path(folder), labels)))), True
+                return _typed(columns_of(kind(config, _least_model(Path(folder), least)))), True
             except Exception:  # noqa: BLE001 - code of a user's own may ask a model's config for anything
                 continue
     return None, True
@@ -223,9 +227,8 @@ def _model_here(config: AnnotationSettings) -> PinnedModel | None:
         return None
 
 
-def _least_model(folder: Path, labels: Sequence[str]) -> PinnedModel:
-    """A model without weights that tells its labels; a task that must know more of its model refuses it."""
-    config = {"id2label": {str(number): label for number, label in enumerate(labels)}}
+def _least_model(folder: Path, config: Mapping[str, Any]) -> PinnedModel:
+    """A model without weights; a task that must know more of its model than that refuses it."""
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     return PinnedModel(ref="hub:", revision=None, folder=str(folder), digest="", weights_bytes=0, config=config)

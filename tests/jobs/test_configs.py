@@ -33,6 +33,7 @@ PUBLISHED: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     ),
     "dslim/bert-base-NER": ("bert", "TokenClassification", {"labels": ENTITIES}),
     "cross-encoder/ms-marco-MiniLM-L6-v2": ("bert", "SequenceClassification", {"labels": ["LABEL_0"]}),
+    "google-t5/t5-small": ("t5", "Seq2SeqLM", {}),
     "openai-community/gpt2": ("gpt2", "CausalLM", {}),
     "FacebookAI/roberta-base": ("roberta", "MaskedLM", {}),
     "deepset/roberta-base-squad2": ("roberta", "QuestionAnswering", {}),

@@ -5,7 +5,7 @@ annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label":
 """
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline import tasks
 from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import Reads, Source, compile_inputs
-from pipeline.models.reference import PinnedModel
+from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Failure, Problem, Reason
 from pipeline.survive import annotate_surviving
@@ -52,6 +52,10 @@ class AnnotationSpec:
         kind = tasks.find(str(self.settings["task"]), allow_code=self.allow_code)
         return kind(kind.Config.model_validate(dict(self.settings)), self.model)
 
+    def on_this_node(self) -> "AnnotationSpec":
+        """The same with the model's files where this process runs; ModelError where they cannot be had."""
+        return self if self.model is None else replace(self, model=on_this_node(self.model))
+
 
 @dataclass(slots=True)
 class Annotations:
@@ -85,11 +89,13 @@ class Annotator:
 
         `specs` are all of the job. Where `only` some are to be made here, the tables have the columns of those before.
         """
-        every = [spec.task() for spec in specs]
+        here = [number for number, spec in enumerate(specs) if only is None or spec in only]
+        # Tasks read the model's folder when they are made, and the driver's may be on another node.
+        local = [spec.on_this_node() for spec in specs]
+        every = [spec.task() for spec in local]
         columns = [columns_of(task) for task in every]
         reads = compile_inputs(every, columns, schema)
-        here = [number for number, spec in enumerate(specs) if only is None or spec in only]
-        self._specs = [specs[number] for number in here]
+        self._specs = [local[number] for number in here]
         self._tasks = [every[number] for number in here]
         self._reads = [reads[number] for number in here]
         self._added = frozenset(column.name for added in columns for column in added)

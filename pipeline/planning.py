@@ -23,7 +23,7 @@ from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, resolve_dtype
-from pipeline.models.reference import ModelSettings, PinnedModel, pin
+from pipeline.models.reference import ModelSettings, PinnedModel, at_commit, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
@@ -74,8 +74,7 @@ def _as_planned(settings: ModelSettings, pinned: PinnedAnnotation | None) -> Mod
     """The reference with the commit that the plan found for it, where it is one to the hub."""
     if pinned is None or pinned.revision is None or pinned.ref != settings.ref:
         return settings
-    name, _, _ = settings.ref.partition("@")
-    return settings.model_copy(update={"ref": f"{name}@{pinned.revision}"})
+    return settings.model_copy(update={"ref": at_commit(settings.ref, pinned.revision)})
 
 
 def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]) -> tuple[AnnotationSpec, ...]:
@@ -121,11 +120,12 @@ def new_plan(job: AnnotateJob, models: Models, pools: Pools) -> tuple[Plan, tupl
 
 
 def _bounds(pools: Pools) -> UnitBounds:
-    """Units for the slowest kind of device, and for the pool with the most actors."""
+    """Units for the slowest kind of device, and for the pool with the most actors; all pools share one store."""
     every = pools.values()
     device: Device = "cpu" if any(workers.device == "cpu" for workers in every) else "cuda"
-    store_bytes = next(iter(every)).store_bytes  # there is one store
-    return UnitBounds.for_device(device, max(workers.actors for workers in every), store_bytes)
+    store_bytes = next(iter(every)).store_bytes
+    share_bytes = None if store_bytes is None else store_bytes // len(pools)
+    return UnitBounds.for_device(device, max(workers.actors for workers in every), share_bytes)
 
 
 def tasks_of(job: AnnotateJob, models: Models) -> list[Task]:
@@ -315,7 +315,7 @@ def as_pinned(plan: Plan, pools: Pools) -> Pools:
 
     Raises PlacementError where models would run on another kind of device than the plan pinned.
     """
-    pool_of = {each["name"]: each["pool"] for each in plan.job["annotations"]}
+    pool_of = {each["name"]: each.get("pool") for each in plan.job["annotations"]}
     threads = {}
     for name, pinned in plan.annotations.items():
         pool = pool_of[name]

@@ -39,7 +39,7 @@ class Counting(Task):
         time.sleep(self.config.pause)
         if self.config.log is not None:
             with Path(self.config.log).open("a") as log:
-                log.write(f"{len(texts.values)}\n")
+                log.write(f"{len(texts.values)} {texts.values[:1]}\n")
         failures = {
             row: Failure(Reason.MODEL_FAILED, "asked to fail")
             for row, text in enumerate(texts.values)

@@ -68,6 +68,16 @@ class Job:
     def computed(self) -> int:
         return len(self.log.read_text().splitlines()) if self.log.exists() else 0
 
+    def computed_shards(self) -> list[int]:
+        """The shard of each unit that was computed, in order; a unit is a shard here."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [int(shard) for line in lines for shard in re.findall(r"text 0 of shard (\d+)", line)]
+
+    def committed_shards(self) -> set[int]:
+        """The shards whose receipt stands."""
+        told = [json.loads(path.read_text()) for path in self.output.glob("metadata/receipts/*.json")]
+        return {int(shard) for each in told for shard in re.findall(r"shard=(\d+)", each["files"][0]["path"])}
+
     def rows(self) -> list[tuple[object, ...]]:
         pattern = f"{self.output}/data/**/*.parquet"
         relation = duckdb.sql(f"SELECT * FROM read_parquet('{pattern}', hive_partitioning=true) ORDER BY _file, _row")
@@ -119,11 +129,13 @@ def _run_to_the_end(job: Job, chance: random.Random, kills_left: int) -> int:
     kills = before = 0
     while True:
         failpoint, kill = _choose(chance) if kills < kills_left else (None, _nobody)
+        committed, computed = job.committed_shards(), len(job.computed_shards())
         process = job.start(failpoint)
         hit = kill(job, process, chance)
         kills += hit
         output, errors = process.communicate(timeout=180)
         assert "Traceback" not in errors
+        assert not committed.intersection(job.computed_shards()[computed:])  # what has a receipt is never done again
         whom = failpoint or getattr(kill, "__name__", "")
         print(f"{whom}: {'hit' if hit else 'missed'}, {job.receipts()} of {UNITS} receipts, exit {process.returncode}")
         if process.returncode == 0:

@@ -8,14 +8,15 @@
 B rows, L tokens of the longest prompt, V vocabulary, T tokens in the cache.
 """
 
+import copy
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.batching import micro_batches, padding
@@ -125,15 +126,36 @@ class Seq2SeqBatch:
 
     def step(self, tokens: Sequence[int]) -> None:
         """Feed the last token of each row."""
+        ids_B1 = torch.tensor(tokens, dtype=torch.long, device=self._model.device)[:, None]
+        self.scores_BV = self.feed(ids_B1)[:, -1].float()
+
+    def feed(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        """logits_BLV after each of these tokens."""
         output = self._model.module(
             encoder_outputs=BaseModelOutput(last_hidden_state=self._states_BLD),
             attention_mask=self._mask_BL,
-            decoder_input_ids=torch.tensor(tokens, dtype=torch.long, device=self._model.device)[:, None],
+            decoder_input_ids=ids_BL,
             past_key_values=self._cache,
             use_cache=True,
         )
         self._cache = output.past_key_values
-        self.scores_BV = output.logits[:, -1].float()
+        logits_BLV: torch.Tensor = output.logits
+        return logits_BLV
+
+    def fork(self, index: Sequence[int]) -> "Seq2SeqBatch":
+        """A batch of these rows, any as often as it is named; this one stays as it is."""
+        forked = copy.copy(self)
+        index_B = torch.tensor(index, dtype=torch.long, device=self._model.device)
+        forked.rows = [self.rows[row] for row in index]
+        forked._cache = _picked(self._cache, index_B)
+        forked._mask_BL = self._mask_BL.index_select(0, index_B)
+        forked._states_BLD = self._states_BLD[:1].expand(len(index), -1, -1)  # only its shape is still read
+        return forked
+
+    @property
+    def width(self) -> int:
+        """Tokens that the model keeps of each row, padding counted."""
+        return int(self._mask_BL.shape[1])
 
     def keep(self, index: Sequence[int]) -> None:
         """Let all rows but these go."""
@@ -162,13 +184,15 @@ class CausalBatch:
         positions_BL = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
         self._takes_positions, self._last_only = model.takes_positions, model.last_only
         self._cache: Any = None
-        self._forward(torch.from_numpy(ids_BL).to(model.device), positions_BL)
+        ids = torch.from_numpy(ids_BL).to(model.device)
+        self.scores_BV = self._forward(ids, positions_BL, self._last_only)[:, -1].float()
 
     def step(self, tokens: Sequence[int]) -> None:
         """Feed the last token of each row."""
         self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
         ids_B1 = torch.tensor(tokens, dtype=torch.long, device=self._model.device)[:, None]
-        self._forward(ids_B1, self._mask_BT.sum(1, keepdim=True) - 1)
+        positions_B1 = self._mask_BT.sum(1, keepdim=True) - 1
+        self.scores_BV = self._forward(ids_B1, positions_B1, self._last_only)[:, -1].float()
 
     def keep(self, index: Sequence[int]) -> None:
         """Let all rows but these go, and the columns that were theirs alone."""
@@ -183,6 +207,26 @@ class CausalBatch:
     def can_join(self) -> bool:
         """Whether its cache is plain keys and values of all tokens, so that batches can be laid side by side."""
         return self._takes_positions and all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    def feed(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        """logits_BLV after each of these tokens; what stands last in a row may be padding."""
+        begins_B1 = self._mask_BT.sum(1, keepdim=True)
+        self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, ids_BL.shape[1]), value=1)
+        return self._forward(ids_BL, begins_B1 + torch.arange(ids_BL.shape[1], device=ids_BL.device), {})
+
+    def fork(self, index: Sequence[int]) -> "CausalBatch":
+        """A batch of these rows, any as often as it is named; this one stays as it is."""
+        forked = copy.copy(self)
+        index_B = torch.tensor(index, dtype=torch.long, device=self._model.device)
+        forked.rows = [self.rows[row] for row in index]
+        forked._cache = _picked(self._cache, index_B)
+        forked._mask_BT = self._mask_BT.index_select(0, index_B)
+        return forked
+
+    @property
+    def width(self) -> int:
+        """Tokens that the model keeps of each row, padding counted."""
+        return int(self._mask_BT.shape[1])
 
     def join(self, other: Self) -> None:
         """Take in the rows of another batch; the narrower is padded on the left. Scores are spent."""
@@ -202,17 +246,18 @@ class CausalBatch:
             for layer in self._cache.layers:
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
 
-    def _forward(self, ids_BL: torch.Tensor, positions_BL: torch.Tensor) -> None:
+    def _forward(self, ids_BL: torch.Tensor, positions_BL: torch.Tensor, which: Mapping[str, int]) -> torch.Tensor:
         output = self._model.module(
             input_ids=ids_BL,
             attention_mask=self._mask_BT,
             past_key_values=self._cache,
             use_cache=True,
             **({"position_ids": positions_BL} if self._takes_positions else {}),
-            **self._last_only,
+            **which,
         )
         self._cache = output.past_key_values
-        self.scores_BV = output.logits[:, -1].float()
+        logits_BLV: torch.Tensor = output.logits
+        return logits_BLV
 
 
 def padded_right(ids_B: Sequence[Ids], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,6 +268,18 @@ def padded_right(ids_B: Sequence[Ids], pad_id: int, device: torch.device) -> tup
         ids_BL[row, : len(ids)] = ids
         mask_BL[row, : len(ids)] = 1
     return torch.from_numpy(ids_BL).to(device), torch.from_numpy(mask_BL).to(device)
+
+
+def _picked(cache: Any, index_B: torch.Tensor) -> Any:
+    """A cache of these rows; the layers replace their tensors and never write into them, so a shallow copy will do."""
+    picked = copy.copy(cache)
+    if isinstance(cache, EncoderDecoderCache):
+        picked.self_attention_cache = _picked(cache.self_attention_cache, index_B)
+        picked.cross_attention_cache = _picked(cache.cross_attention_cache, index_B)
+        return picked
+    picked.layers = [copy.copy(layer) for layer in cache.layers]
+    picked.reorder_cache(index_B)
+    return picked
 
 
 def _widen(values_BL: torch.Tensor, width: int) -> torch.Tensor:

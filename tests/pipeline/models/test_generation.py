@@ -1,18 +1,23 @@
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from pipeline.models.generation.answers import End, cut
 from pipeline.models.generation.decoding import Decoding
-from pipeline.models.generation.generate import End, generate
+from pipeline.models.generation.generate import generate
+from pipeline.quarantine import Reason
 
+TITLES = Path(__file__).parents[4] / "shared/models/t5-small-titles"
 NEAR = 1e-4
 SEQ2SEQ = ("t5", "bart", "pegasus", "marian", "m2m100", "nllb")
 CAUSAL = ("gpt2", "llama", "qwen2", "qwen3")
 SMOOTH = {"t5": {"initializer_factor": 1.0}}  # the fixture's own spread blows rounding up a thousandfold
-GREEDY = {"num_beams": 1, "do_sample": False}
+GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +73,12 @@ def alone(module, ids, **options):
     return told.sequences[0, begin:].tolist(), gaps
 
 
+def answers(done):
+    """The ids of every row; none failed."""
+    assert done.failures == {}
+    return [ids for ids in done.ids_P if ids is not None]
+
+
 def near_ties(module, prompts_P, found_P, **options):
     """Rows that differ from the library's; each must part from it at a near tie."""
     parted = 0
@@ -87,25 +98,23 @@ def test_greedy_answers_are_those_of_each_row_alone(loaded, prompts, family):
     prompts_P = prompts(tokenizer)
     decoding = Decoding(max_new_tokens=16, **GREEDY)
     done = generate(module, prompts_P, decoding, token_budget=512, device="cpu")
-    assert done.failures == {}
-    parted = near_ties(module, prompts_P, done.ids_P, max_new_tokens=16, **GREEDY)
+    parted = near_ties(module, prompts_P, answers(done), max_new_tokens=16, **GREEDY)
     assert parted <= 2
-    lengths = {len(ids) for ids in done.ids_P}
+    lengths = {len(ids) for ids in answers(done)}
     assert len(lengths) > 3  # rows left at different steps
     assert {End.EOS, End.LENGTH} == set(done.ends_P)
     assert done.tokens == sum(map(len, prompts_P))
-    assert done.generated_tokens == sum(map(len, done.ids_P))
+    assert done.generated_tokens == sum(map(len, answers(done)))
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "m2m100", "llama"])
 def test_beams_give_what_each_row_alone_gets(loaded, prompts, family):
     module, tokenizer = loaded(family)
     prompts_P = prompts(tokenizer, most=24, every=5)
-    options = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False, "length_penalty": 0.8}
+    options: dict[str, Any] = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False, "length_penalty": 0.8}
     done = generate(module, prompts_P, Decoding(**options), token_budget=512, device="cpu")
-    assert done.failures == {}
     expected = [alone(module, ids, **options)[0] for ids in prompts_P]
-    assert sum(found.tolist() != each for found, each in zip(done.ids_P, expected, strict=True)) <= 1
+    assert sum(found.tolist() != each for found, each in zip(answers(done), expected, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("family", ["t5", "llama", "qwen3"])
@@ -116,10 +125,72 @@ def test_a_drawn_answer_depends_on_seed_and_prompt_alone(loaded, prompts, family
 
     def drawn(some, budget, asked=decoding):
         done = generate(module, some, asked, token_budget=budget, device="cpu")
-        assert done.failures == {}
-        return [ids.tolist() for ids in done.ids_P]
+        return [ids.tolist() for ids in answers(done)]
 
     together = drawn(prompts_P, 2048)
     assert drawn(prompts_P[::-1], 64)[::-1] == together
     assert [drawn([ids], 512)[0] for ids in prompts_P] == together
     assert drawn(prompts_P, 2048, Decoding(**{**decoding.options(), "seed": 6})) != together
+
+
+def test_an_answer_ends_where_its_text_holds_a_stop_string(loaded, prompts):
+    module, tokenizer = loaded("llama")
+    prompts_P = prompts(tokenizer, most=16, every=12)
+    free = answers(generate(module, prompts_P, Decoding(max_new_tokens=12, **GREEDY), token_budget=256, device="cpu"))
+    stop = (tokenizer.decode(max(free, key=len)[3:5]).strip(),)
+    assert stop[0]
+    decoding = Decoding(max_new_tokens=12, stop=stop, **GREEDY)
+    done = generate(module, prompts_P, decoding, token_budget=256, device="cpu", tokenizer=tokenizer)
+    assert End.STOP in done.ends_P
+    for whole, stopped, end in zip(free, answers(done), done.ends_P, strict=True):
+        assert whole[: len(stopped)].tolist() == stopped.tolist()
+        assert (end is End.STOP) == (stop[0] in tokenizer.decode(stopped))
+        assert cut(tokenizer.decode(whole), stop) == cut(tokenizer.decode(stopped), stop) or end is not End.STOP
+
+
+def test_a_row_whose_scores_are_not_finite_fails_alone(loaded, prompts):
+    module, tokenizer = loaded("qwen3", max_tokens=127)
+    prompts_P = prompts(tokenizer, most=12, every=20)
+    poison = max(set(range(module.config.vocab_size)) - {int(token) for ids in prompts_P for token in ids})
+    prompts_P.append(np.array([5, poison], np.int32))
+    decoding = Decoding(max_new_tokens=1, **GREEDY)
+    with torch.no_grad():
+        kept = module.get_input_embeddings().weight[poison].clone()
+        module.get_input_embeddings().weight[poison] = torch.nan
+        done = generate(module, prompts_P, decoding, token_budget=256, device="cpu")
+        module.get_input_embeddings().weight[poison] = kept
+    last = len(prompts_P) - 1
+    assert {row: failure.reason for row, failure in done.failures.items()} == {last: Reason.NON_FINITE_OUTPUT}
+    assert [ids is None for ids in done.ids_P] == [row == last for row in range(len(prompts_P))]
+
+
+def test_text_is_cut_before_its_first_stop_string():
+    assert cut("one. two! three", ("!", ".")) == "one"
+    assert cut("one", ("!",)) == "one"
+
+
+@pytest.mark.parametrize("family", ["bart", "marian", "nllb"])
+def test_what_is_not_asked_is_the_model_s_own_word(loaded, prompts, family):
+    module, tokenizer = loaded(family, generation={"max_length": 9, "num_beams": 2, "no_repeat_ngram_size": 2})
+    prompts_P = prompts(tokenizer, most=16, every=15)
+    done = generate(module, prompts_P, Decoding(), token_budget=256, device="cpu")
+    assert [ids.tolist() for ids in answers(done)] == [alone(module, ids)[0] for ids in prompts_P]
+
+
+def test_repeats_are_counted_over_a_row_s_own_tokens(loaded, prompts):
+    module, tokenizer = loaded("gpt2")
+    prompts_P = prompts(tokenizer, most=24, every=6)
+    options: dict[str, Any] = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_new_tokens": 3, **GREEDY}
+    done = generate(module, prompts_P, Decoding(max_new_tokens=12, **options), token_budget=256, device="cpu")
+    assert near_ties(module, prompts_P, answers(done), max_new_tokens=12, **options) <= 1
+
+
+def test_the_titles_model_writes_what_generate_writes(texts):
+    if not TITLES.is_dir():
+        pytest.skip(f"{TITLES} is not here: the real model is in the developers' shared folder")
+    module = transformers.AutoModelForSeq2SeqLM.from_pretrained(TITLES).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TITLES)
+    ids = [tokenizer("summarize: " + text, truncation=True, max_length=128)["input_ids"] for text in texts[20::12]]
+    prompts_P = [np.array(each, np.int32) for each in ids]
+    done = generate(module, prompts_P, Decoding(max_new_tokens=24), token_budget=1024, device="cpu")
+    assert near_ties(module, prompts_P, answers(done), max_new_tokens=24) <= 1

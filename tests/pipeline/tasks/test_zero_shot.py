@@ -1,9 +1,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from pydantic import ValidationError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ModelError
 from pipeline.tasks.base import Texts
 from pipeline.tasks.embed import Embed
 from pipeline.tasks.zero_shot import ZeroShot
@@ -81,6 +83,15 @@ def test_minilm_knows_a_game_from_a_web_server(minilm, start):
         ({"labels": ["games", "web"], "top_k": 1, "all_scores": True}, "top_k and all_scores exclude each other"),
         ({"labels": ["games", "web"], "threshold": 2.0}, "less than or equal to 1"),
         ({}, "labels\n  Field required"),
+        (
+            {"labels": ["a", "b"], "hypothesis_template": "It is so."},
+            "'It is so.' has no place for the label: write {}",
+        ),
+        (
+            {"labels": ["a", "b"], "hypothesis_template": "It is {x}."},
+            "cannot take a label (KeyError: 'x'): write one {}",
+        ),
+        ({"labels": ["a", "b"], "hypothesis_template": "{} {}"}, "cannot take a label (IndexError"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
@@ -99,3 +110,155 @@ def test_options_that_make_no_sense_are_refused(options, words):
 def test_a_description_that_cannot_be_read_whole_is_refused(make_encoder, start, description, words):
     with pytest.raises(JobError, match=f"annotation 'found': the description of label 'web' {words}"):
         start(ZeroShot, make_encoder(), labels={"games": "ak", "web": description})
+
+
+WINDOW = 40
+NLI = ["contradiction", "neutral", "entailment"]
+LABELS = ["politics", "die Bahn", "погода"]
+
+
+def of_families(tiny):
+    """Models of inference, each with its classes in another order."""
+    return {
+        "bert": tiny("bert", "SequenceClassification", max_tokens=WINDOW, labels=NLI),
+        "roberta": tiny("roberta", "SequenceClassification", max_tokens=WINDOW, labels=[name.upper() for name in NLI]),
+        "bart": tiny("bart", "SequenceClassification", max_tokens=WINDOW, labels=NLI),
+        "deberta-v3": tiny("deberta-v3", "SequenceClassification", max_tokens=WINDOW, labels=NLI[::-1]),
+    }
+
+
+def by_pipeline(folder, texts, **options):
+    """Label -> score of each text."""
+    from transformers import ZeroShotClassificationPipeline
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = WINDOW
+    module = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    said = ZeroShotClassificationPipeline(model=module, tokenizer=tokenizer)(texts, candidate_labels=LABELS, **options)
+    return [dict(zip(each["labels"], each["scores"], strict=True)) for each in said]
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("bert", {}),
+        ("roberta", {"hypothesis_template": "{} — о чём это?"}),
+        ("bart", {}),
+        ("deberta-v3", {}),
+        ("bert", {"multi_label": True}),
+        ("deberta-v3", {"multi_label": True, "hypothesis_template": "Is it {}"}),
+    ],
+)
+def test_inference_says_what_the_librarys_pipeline_says(tiny, start, texts, family, options):
+    folder = of_families(tiny)[family]
+    task = start(ZeroShot, folder, token_budget=2048, labels=LABELS, top_k=3, max_tokens=WINDOW, **options)
+    assert task.needs == "AutoModelForSequenceClassification"
+    annotation = task.annotate(Texts(list(texts)))
+    scores = {name: annotation.columns[name].to_pylist() for name in ("labels", "scores")}
+    kept = [row for row, names in enumerate(scores["labels"]) if names is not None]
+    assert len(kept) >= 200
+    assert annotation.failures.keys() == set(range(len(texts))) - set(kept)
+    assert 0 < annotation.truncated_R.sum() < len(texts)
+    for row, expected in zip(kept, by_pipeline(folder, [texts[row] for row in kept], **options), strict=True):
+        ours = dict(zip(scores["labels"][row], scores["scores"][row], strict=True))
+        assert ours == pytest.approx(expected, abs=1e-4)
+        assert scores["scores"][row] == sorted(scores["scores"][row], reverse=True)
+
+
+def test_inference_gives_the_columns_that_similarity_gives(tiny, start, texts):
+    folder, few = of_families(tiny)["bert"], texts[:30]
+    labels = {"politics": "a vote", "train": "die Bahn"}
+    every = found(start(ZeroShot, folder, labels=labels, all_scores=True), few)
+    best = found(start(ZeroShot, folder, labels=labels), few)
+    sure = found(start(ZeroShot, folder, labels=labels, threshold=0.6), few)
+    for row, scores in enumerate(every["scores"]):
+        if scores is None:
+            assert (best["label"][row], best["score"][row]) == (None, None)
+            continue
+        assert every["labels"][row] == ["politics", "train"]
+        assert sum(scores) == pytest.approx(1)
+        assert best["score"][row] == max(scores)
+        assert best["label"][row] == ["politics", "train"][int(np.argmax(scores))]
+        assert sure["label"][row] == (best["label"][row] if max(scores) >= np.float32(0.6) else None)
+
+
+def test_tokens_of_inference_are_those_of_every_pair_and_a_second_annotation_runs_no_model(tiny, start):
+    folder = of_families(tiny)["bert"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = Texts(["Der Zug fährt.", " ", "a vote"])
+    first = start(ZeroShot, folder, labels=LABELS).annotate(texts)
+    sentences = [f"This example is {label}." for label in LABELS]
+    counted = [
+        sum(len(tokenizer(text, sentence)["input_ids"]) for sentence in sentences)
+        for text in ("Der Zug fährt.", "a vote")
+    ]
+    assert first.tokens_R.tolist() == [counted[0], 0, counted[1]]
+    assert first.forward_tokens == sum(counted)
+    assert first.failures[1].reason == "no_tokens"
+    again = start(ZeroShot, folder, labels=LABELS, multi_label=True, top_k=1).annotate(texts)
+    assert again.forward_tokens == 0
+
+
+def test_who_listens_is_told_the_texts_and_one_at_fault_fails_alone(tiny, start):
+    told = []
+
+    def edit(_module, _args, inputs):
+        if (inputs["input_ids"] == bad).any():
+            raise RuntimeError("no such town")
+
+    folder = of_families(tiny)["bert"]
+    bad = AutoTokenizer.from_pretrained(folder)("q", add_special_tokens=False)["input_ids"][0]
+    task = start(ZeroShot, folder, labels=["die Bahn", "vote"], edit=edit, token_budget=4096)
+    annotation = task.annotate(Texts(["Der Zug", "q q", "a vote"], running=told.append))
+    assert list(annotation.failures) == [1]
+    assert annotation.failures[1].detail == "RuntimeError: no such town"
+    assert annotation.columns["label"].is_null().to_pylist() == [False, True, False]
+    assert {row for rows in told for row in rows} == {0, 1, 2}
+
+
+def test_the_model_decides_the_method_unless_the_job_does(tiny, make_encoder, prepare):
+    folder = of_families(tiny)["bert"]
+    topics = tiny("bert", "SequenceClassification", labels=["games", "web", "math"])
+    assert prepare(ZeroShot, folder, labels=LABELS).needs == "AutoModelForSequenceClassification"
+    assert prepare(ZeroShot, folder, labels=LABELS, method="similarity").needs == "AutoModel"
+    assert prepare(ZeroShot, topics, labels=LABELS).needs == "AutoModel"
+    assert prepare(ZeroShot, make_encoder(), labels=LABELS).needs == "AutoModel"
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "fault", "words"),
+    [
+        (["games", "web"], {"method": "nli"}, ModelError, "has no class that is called entailment \\(games, web\\)"),
+        (
+            ["entailment", "other", "none"],
+            {"multi_label": True},
+            ModelError,
+            "has no class that is called contradiction",
+        ),
+        (NLI, {"pooling": "cls"}, JobError, "pooling is an option of `method: similarity`, and with .* this is nli"),
+        (
+            NLI,
+            {"method": "similarity", "multi_label": False},
+            JobError,
+            "multi_label is an option of `method: nli`, and",
+        ),
+        (NLI, {"long_text": "windows"}, JobError, "`method: nli` reads a text in one window; leave `long_text: trunc"),
+    ],
+)
+def test_a_method_that_the_model_or_an_option_does_not_go_with_is_refused(
+    tiny, prepare, classes, options, fault, words
+):
+    with pytest.raises(fault, match=words):
+        prepare(ZeroShot, tiny("bert", "SequenceClassification", labels=classes), labels=LABELS, **options)
+
+
+def test_a_model_without_a_head_is_refused_for_inference(make_encoder, prepare):
+    with pytest.raises(ModelError, match=r"is of another kind .*; `method: nli` needs one with a head for sequences"):
+        prepare(ZeroShot, make_encoder(), labels=LABELS, method="nli")
+
+
+def test_a_sentence_that_leaves_no_room_for_a_text_is_refused(tiny, start):
+    with pytest.raises(
+        JobError, match=r"the sentence of label 'b' has .* tokens, which leaves no room for a text in a w"
+    ):
+        start(ZeroShot, of_families(tiny)["bert"], labels={"a": "a", "b": "b " * 40})

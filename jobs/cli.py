@@ -10,6 +10,7 @@ error. This module imports little: `--help` and a misspelt command answer at onc
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.errors import CorpusmillError, Interrupted, RunError
+from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,7 +199,12 @@ def tasks(
     from jobs.tasks import catalogue, described, listed, told
 
     with _interruptible(None):
-        found = catalogue() if name is None else described(name, allow_code)
+        try:
+            found = catalogue() if name is None else described(name, allow_code)
+        except JobError as error:
+            if name is not None and name.endswith(".py") and not allow_code:
+                error.add_note(f"to look at it here: corpusmill tasks {shlex.quote(name)} --allow-code")
+            raise
     if as_json:
         _say_json(found if isinstance(found, dict) else asdict(found))
     elif isinstance(found, dict):

@@ -43,7 +43,7 @@ _OF_EVERY_JOB = ("name", "task", "text", "model")
 _LEAST_MODELS: Sequence[Mapping[str, Any]] = (
     {"id2label": {"0": "O", "1": "LABEL_1"}},
     {"id2label": {"0": "LABEL_0"}},
-    {"is_encoder_decoder": True, "architectures": ["ForConditionalGeneration"]},
+    {"model_type": "t5", "is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]},
 )
 """What a model that nobody looked at may say of itself: one of these is enough for most tasks to tell their columns."""
 

@@ -33,7 +33,14 @@ PUBLISHED: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     ),
     "dslim/bert-base-NER": ("bert", "TokenClassification", {"labels": ENTITIES}),
     "cross-encoder/ms-marco-MiniLM-L6-v2": ("bert", "SequenceClassification", {"labels": ["LABEL_0"]}),
+    "facebook/bart-large-mnli": (
+        "bart",
+        "SequenceClassification",
+        {"labels": ["contradiction", "neutral", "entailment"]},
+    ),
     "google-t5/t5-small": ("t5", "Seq2SeqLM", {}),
+    # SmolLM2 is a Llama with a chat template; of the tiny families, Qwen has one.
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("qwen2", "CausalLM", {"max_tokens": 8192}),
     "openai-community/gpt2": ("gpt2", "CausalLM", {}),
     "FacebookAI/roberta-base": ("roberta", "MaskedLM", {}),
     "deepset/roberta-base-squad2": ("roberta", "QuestionAnswering", {}),
@@ -146,6 +153,13 @@ def test_a_model_of_the_hub_is_told_to_be_pinned(name):
     hub = {model.removeprefix("hub:") for model in models if model.startswith("hub:")}
     assert hub <= {f"{published}@main" for published in PUBLISHED}
     assert ("`main` becomes a commit once" in text) == bool(hub)
+
+
+def test_what_is_published_is_what_jobs_name():
+    texts = [(CONFIGS / name).read_text(encoding="utf-8") for name in JOBS]
+    assert {match for text in texts for match in re.findall(r"^ +model: hub:(.+)@main", text, re.MULTILINE)} == set(
+        PUBLISHED
+    )
 
 
 @pytest.mark.parametrize("name", tasks.known())

@@ -265,9 +265,8 @@ def test_json_is_one_object(capsys):
     assert cli.main(["tasks", "embed", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["name"] == "embed"
-    assert {"name": "prefix", "default": ""}.items() <= next(
-        option for option in found["own"] if option["name"] == "prefix"
-    ).items()
+    assert found["job"] == described("embed").job
+    assert {option["name"]: option["default"] for option in found["shared"]}["max_chars"] == 10_000_000
 
 
 def test_an_unknown_name_is_2_with_the_nearest(capsys):
@@ -280,7 +279,9 @@ def test_an_unknown_name_is_2_with_the_nearest(capsys):
 def test_code_of_ones_own_runs_only_when_allowed(capsys, own):
     path = own("raise RuntimeError('executed')")
     assert cli.main(["tasks", path]) == 2
-    assert "is code of your own" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is code of your own" in told
+    assert told.endswith(f"to look at it here: corpusmill tasks {path} --allow-code\n")
     assert cli.main(["tasks", own(), "--allow-code"]) == 0
     assert "Louder texts." in capsys.readouterr().out
 

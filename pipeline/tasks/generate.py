@@ -1,0 +1,473 @@
+r"""What a causal language model writes after a prompt or in a chat, or which of some answers it finds likeliest.
+
+{name: line, task: generate, text: "{description}\n\nIn one line:", model: models/gpt2, stop: ["\n"]}
+-> line_text: " a board game for two players", line_end: "stop"      # eos | length | stop
+with messages in the place of text, through the model's own chat template
+ messages: [{role: system, content: Be brief.}, {role: user, content: "What is {package}?"}]
+ messages: conversation                                 # a column of list<struct<role, content>>
+with choices, and nothing is written
+ choices: {games: a game, web: a web server}
+-> line_label: "games", line_score: 0.93                # or line_labels, line_scores: top_k, all_scores
+
+Greedy unless the job says `sample: true`, whatever the model's generation_config.json bids; other ways of decoding that
+the job leaves open are that file's. What a row draws depends on the seed and on its prompt alone, in any batch and any
+order. That holds in float32, which `dtype: auto` therefore means where a job samples.
+
+A choice's score is its share among the choices of the probability that the model gives it after the prompt: by the sum
+of its tokens' logarithms, or by their mean, which does not punish long ones (Brown et al. 2020, arXiv:2005.14165,
+section 2.4, normalise so by length). Prompt and choice are tokenised as one text, with a blank between them where the
+prompt does not end in white space; what differs between two choices is the probability of two whole texts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from pipeline import labels
+from pipeline.errors import JobError, ModelError
+from pipeline.models.inspection import positions_tokens, task_of_head, window_tokens
+from pipeline.models.reference import PinnedModel
+from pipeline.quarantine import Failure, Reason
+from pipeline.tasks._chat import ChatTemplate, Message, filled, inputs_of, read
+from pipeline.tasks._choices import Choices, softmax
+from pipeline.tasks.base import Annotation, ColumnInput, Input, TextInput, Texts
+from pipeline.tasks.window import DEFAULT_WINDOW_TOKENS, WindowTask
+from pipeline.tasks.writer import DECODING, DecodingSettings
+from pipeline.tokens import Ids, Tokens
+
+if TYPE_CHECKING:
+    from pipeline.models.engine import AboutToRun, Padded
+    from pipeline.models.generation.decoding import Decoding
+    from pipeline.models.loading import LoadedModel
+
+DEFAULT_NEW_TOKENS = 128
+
+_DRAWING = ("temperature", "top_k", "top_p", "seed")
+_WRITING = (*sorted(DECODING), "temperature", "top_p", "seed", "stop")
+
+Words = Annotated[str, Field(min_length=1, max_length=1_000)]
+Choice = Annotated[str, Field(min_length=1, max_length=1_000, pattern=r"\S")]
+
+
+@dataclass(slots=True)
+class Prompts:
+    """The prompts of R rows; a failed row has no ids."""
+
+    texts_R: list[str]  # as tokenised: with a chat template's special tokens, without the tokenizer's own
+    ids_R: list[Ids | None]
+    truncated_R: npt.NDArray[np.bool_]
+    failures: dict[int, Failure]
+
+    @property
+    def good(self) -> list[int]:
+        """The rows that have a prompt."""
+        return [row for row, ids in enumerate(self.ids_R) if ids is not None]
+
+
+class Generate(WindowTask):
+    """The answer of a causal language model to each row, written or chosen."""
+
+    needs = "AutoModelForCausalLM"
+
+    class Config(DecodingSettings):
+        """The prompt, how the answer is written, or what it is chosen from."""
+
+        text: str | None = Field(default=None, min_length=1)  # type: ignore[assignment]  # or `messages`
+        """The prompt, which the model goes on from: a column, a dotted path to a nested field, or a template with
+        {column} in it; this or `messages`."""
+
+        messages: Annotated[list[Message], Field(min_length=1, max_length=100)] | Words | None = None
+        """A chat that the model answers, through its own chat template: a list of {role, content}, where content is a
+        template or words that are the same for every row; or a column of list<struct<role, content>>."""
+
+        template_options: dict[Words, str | bool | int | float] | None = Field(default=None, min_length=1)
+        """Variables of the model's chat template, as `enable_thinking: false` for Qwen3."""
+
+        long_text: Literal["refuse", "truncate"] = "refuse"
+        """A prompt that leaves no room for the answer: the row fails, or the end of its `text` is cut off, which
+        `<name>_truncated` tells; messages are never cut."""
+
+        max_tokens: int | None = Field(default=None, ge=3, le=1_000_000)
+        """Tokens of the longest prompt, special tokens included; default: what `max_new_tokens` leaves of the model's
+        window."""
+
+        max_new_tokens: int | None = Field(default=None, ge=1, le=100_000)
+        """Tokens that are written at most, 1 to 100,000; default 128."""
+
+        num_beams: int | None = Field(default=None, ge=1, le=64)
+        """Ways that are followed side by side, 1 to 64; default 1."""
+
+        sample: bool = False
+        """Draw each token by its probability instead of taking the likeliest."""
+
+        temperature: float | None = Field(default=None, gt=0, le=100)
+        """With sample: below 1 likely tokens become likelier, above 1 less so, up to 100; default: the model's own,
+        else 1."""
+
+        top_k: int | None = Field(default=None, ge=1, le=1_000_000)
+        """With sample: draw among the so many likeliest tokens; default: the model's own, else 50. With choices: keep
+        the so many best labels, best first."""
+
+        top_p: float | None = Field(default=None, gt=0, le=1)
+        """With sample: draw among the fewest likeliest tokens that have this probability together, up to 1; default:
+        the model's own, else 1."""
+
+        seed: int | None = Field(default=None, ge=0, lt=2**63)
+        """With sample: another one draws other texts; default 0."""
+
+        stop: Annotated[list[Words], Field(min_length=1, max_length=100)] | None = None
+        """The text ends before the first of these strings, 1 to 100 of them."""
+
+        choices: (
+            Annotated[list[Choice], Field(min_length=2, max_length=10_000)]
+            | Annotated[dict[Choice, Choice], Field(min_length=2, max_length=10_000)]
+            | None
+        ) = None
+        """Choose one of these answers, at least two, instead of writing one; or label -> answer. A blank is put before
+        them where the prompt does not end in white space."""
+
+        choice_score: Literal["sum", "mean"] | None = None
+        """With choices: compare the whole answers' log-likelihoods, or those of a token; default sum."""
+
+        all_scores: bool = False
+        """With choices: keep every label with its score, in the job's order."""
+
+        @model_validator(mode="after")
+        def _one_prompt(self) -> Self:
+            if (self.text is None) == (self.messages is None):
+                raise ValueError("the prompt is either `text` or `messages`: give one of them")
+            if self.messages is None:
+                if self.template_options is not None:
+                    raise ValueError("template_options needs `messages`; a plain text goes through no chat template")
+                return self
+            if self.long_text == "truncate":
+                raise ValueError("`long_text: truncate` needs `text`; of messages nothing can be cut off safely")
+            if isinstance(self.messages, list) and all(message.is_words for message in self.messages):
+                raise ValueError(
+                    "messages name no column: every row would have the same prompt; write {column} in one of them"
+                )
+            return self
+
+        @model_validator(mode="after")
+        def _one_way_of_writing(self) -> Self:
+            if self.sample and (self.num_beams or 1) > 1:
+                raise ValueError(f"sample needs `num_beams: 1`, not {self.num_beams}: beams do not draw")
+            if self.sample or self.choices is not None:
+                return self
+            for option in _DRAWING:
+                if getattr(self, option) is not None:
+                    more = " (or `choices`)" if option == "top_k" else ""
+                    raise ValueError(f"{option} needs `sample: true`{more}; otherwise the likeliest token is taken")
+            return self
+
+        @model_validator(mode="after")
+        def _choosing_is_not_writing(self) -> Self:
+            if self.choices is None:
+                if self.choice_score is not None or self.all_scores:
+                    option = "choice_score" if self.choice_score is not None else "all_scores"
+                    raise ValueError(f"{option} needs `choices`")
+                return self
+            for option in _WRITING:
+                if getattr(self, option) is not None:
+                    raise ValueError(f"{option} has no sense beside `choices`: nothing is written")
+            if self.sample:
+                raise ValueError("sample has no sense beside `choices`: the likeliest is taken")
+            if self.top_k is not None and self.all_scores:
+                raise ValueError("top_k and all_scores exclude each other: each says which labels are kept")
+            answers = list(self.choices.values()) if isinstance(self.choices, dict) else self.choices
+            doubled = sorted({answer for answer in answers if answers.count(answer) > 1})
+            if doubled:
+                raise ValueError(f"choices: {doubled[0]!r} stands there twice")
+            if self.top_k is not None and self.top_k > len(answers):
+                raise ValueError(f"top_k {self.top_k} is more than the {len(answers)} choices")
+            return self
+
+    def __init__(self, config: Config, model: PinnedModel | None) -> None:
+        """Find the window and what of it the answer leaves to the prompt.
+
+        Raises ModelError: a model of another kind; JobError: no model; a window without room.
+        """
+        super().__init__(config, model)  # type: ignore[arg-type]  # long_text is another one
+        head = task_of_head(self.pinned.config)
+        if head not in (None, "causal"):
+            architecture = next(iter(self.pinned.config.get("architectures") or []), "")
+            raise ModelError(
+                f"model {self.pinned.ref!r} is of another kind ({architecture}); generate needs a causal language "
+                "model (…ForCausalLM)"
+            )
+        if config.sample:
+            self.auto_dtype = "float32"
+        self._choices: Choices | None = None
+        self._labels = list(config.choices or ())
+        self._answers = list(config.choices.values()) if isinstance(config.choices, dict) else self._labels
+        if config.choices is None:
+            self._share_window(config.max_new_tokens or DEFAULT_NEW_TOKENS, "max_new_tokens")
+
+    def _share_window(self, new_tokens: int, whose: str) -> None:
+        """Divide the window between the prompt and an answer of so many tokens. Raises JobError: it does not fit."""
+        place, asked = f"annotation {self.config.name!r}", self.config.max_tokens
+        positions = positions_tokens(self.pinned.config)
+        own = window_tokens(Path(self.pinned.folder), self.pinned.config) or DEFAULT_WINDOW_TOKENS
+        self._new_tokens = new_tokens
+        if asked is not None:
+            if positions is not None and asked + new_tokens > positions:
+                raise JobError(
+                    f"{place}: max_tokens {asked} and {whose} {new_tokens} are more than the {positions} positions of "
+                    f"{self.pinned.ref!r}; together at most {positions}"
+                )
+            self.window_tokens, self._bound = asked, f"max_tokens is {asked}"
+            return
+        if own <= new_tokens:
+            raise JobError(
+                f"{place}: {whose} {new_tokens} leaves no room for a prompt in the window of {own} tokens of "
+                f"{self.pinned.ref!r}"
+            )
+        self.window_tokens = own - new_tokens
+        self._bound = f"the window of {own} leaves {self.window_tokens} beside {new_tokens} of the answer"
+
+    def inputs(self) -> Mapping[str, Input]:
+        """The prompt, or what the messages are made of."""
+        match self.config.messages:
+            case None:
+                return {"text": TextInput(self.config.text)}
+            case str(column):
+                return {"messages": ColumnInput(column)}
+            case messages:
+                return inputs_of(messages)
+
+    def fields(self) -> list[pa.Field]:
+        """`text` and why it `end`s; with choices `label` and `score`, or `labels` and `scores`."""
+        if self.config.choices is None:
+            return [pa.field("text", pa.string()), pa.field("end", pa.string())]
+        several = self.config.top_k is not None or self.config.all_scores
+        return list(labels.LIST_FIELDS if several else labels.BEST_FIELDS)
+
+    def stride(self) -> int | None:
+        """A prompt is read at once."""
+        return None
+
+    def start(self, loaded: "LoadedModel") -> None:
+        """Take the model, try it, and try its chat template.
+
+        Raises ModelError: the model cannot compute; no chat template, or one that refuses such messages; JobError: a
+        way of decoding that is not supported; choices that cannot be told apart; a window without room.
+        """
+        from pipeline.models.generation.decoding import Rules
+        from pipeline.tokens import TextTokenizer
+
+        try:
+            Rules(loaded.module, self.decoding())
+            if self._answers:
+                self._choices = self._told_apart(Choices(TextTokenizer(loaded.tokenizer), self._answers))
+            if self.config.messages is not None:
+                self._template = ChatTemplate(loaded.tokenizer, self.config.template_options or {})
+                self._try_template()
+        except (JobError, ModelError) as fault:
+            raise type(fault)(f"annotation {self.config.name!r}: {fault}") from fault.__cause__
+        if self._choices is not None:
+            self._share_window(self._choices.longest_tokens, "the longest choice of")
+        super().start(loaded)
+
+    def _told_apart(self, choices: Choices) -> Choices:
+        for one, other in choices.covered():
+            if self.config.choice_score != "mean":
+                raise JobError(
+                    f"choices: {other!r} begins with {one!r}, so it can never be the likelier one; word them apart, or "
+                    "compare tokens: `choice_score: mean`"
+                )
+        return choices
+
+    def _try_template(self) -> None:
+        if not isinstance(self.config.messages, list):
+            return
+        trial = {name: ["a b"] for name in inputs_of(self.config.messages)}
+        prompt = self._template.prompt(filled(self.config.messages, 1, trial)[0])
+        if isinstance(prompt, Failure):
+            roles = ", ".join(message.role for message in self.config.messages)
+            raise ModelError(f"the chat template of {self.pinned.ref!r} refuses messages of {roles}: {prompt.detail}")
+
+    def check_model(self, padded: "Padded") -> None:
+        """One score for each entry of the vocabulary must come."""
+        logits = self.loaded.module(**padded.inputs).logits
+        if logits.ndim != 3:
+            raise ModelError(f"model {self.pinned.ref!r} gives no score for each word of a vocabulary")
+
+    def decoding(self) -> "Decoding":
+        """How it writes."""
+        from pipeline.models.generation.decoding import Decoding
+
+        config = self.config
+        asked = {name: getattr(config, name) for name in DECODING}
+        asked |= {"max_new_tokens": config.max_new_tokens or DEFAULT_NEW_TOKENS, "num_beams": config.num_beams or 1}
+        if config.sample:
+            asked |= {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}
+        return Decoding(**asked, do_sample=config.sample, seed=config.seed or 0, stop=tuple(config.stop or ()))
+
+    def annotate(self, texts: Texts) -> Annotation:
+        """Prompts, then answers or the likelihoods of the choices."""
+        prompts = self.prompts(texts)
+        return self._written(prompts, texts) if self._choices is None else self._chosen(prompts, self._choices, texts)
+
+    def prompts(self, texts: Texts) -> Prompts:
+        """What the model reads of each row."""
+        rows = len(texts.values)
+        chats_R = self._chats(texts)
+        failures = {row: chat for row, chat in enumerate(chats_R) if isinstance(chat, Failure)}
+        texts_R = ["" if isinstance(chat, Failure) else chat for chat in chats_R]
+        ids_R: list[Ids | None] = [None] * rows
+        truncated_R = np.zeros(rows, np.bool_)
+        for row, tokens in enumerate(self._tokens(texts, texts_R)):
+            if row in failures:
+                continue
+            ids = self._fitted(tokens, texts_R[row])
+            if isinstance(ids, Failure):
+                failures[row] = ids
+                continue
+            ids_R[row], truncated_R[row] = ids
+        return Prompts(texts_R, ids_R, truncated_R, failures)
+
+    def _chats(self, texts: Texts) -> Sequence[str | Failure]:
+        """The prompts as text."""
+        messages = self.config.messages
+        if messages is None:
+            return texts.values
+        if isinstance(messages, str):
+            chats = [read(value, self.config.max_chars) for value in texts.values]
+        else:
+            chats = list(filled(messages, len(texts.values), texts.inputs))
+        return [chat if isinstance(chat, Failure) else self._template.prompt(chat) for chat in chats]
+
+    def _tokens(self, texts: Texts, prompts: list[str]) -> list[Tokens | Failure]:
+        if self.config.messages is not None:
+            return list(self.maker.tokenizer.tokens(prompts, most=None))
+        return self.tokens(texts, most=self.maker.room if self.config.long_text == "truncate" else None)
+
+    def _fitted(self, tokens: Tokens | Failure, prompt: str) -> tuple[Ids, bool] | Failure:
+        """The ids that the model reads, and whether they are less than all."""
+        if isinstance(tokens, Failure):
+            return tokens
+        ids_T = tokens.ids_T
+        if len(ids_T) == 0:
+            return Failure(Reason.NO_TOKENS, f"the tokenizer finds no token in {len(prompt)} characters")
+        is_plain = self.config.messages is None  # a chat template writes the special tokens itself
+        count = len(ids_T) + (self.maker.frame.special if is_plain else 0)
+        too_long = count > self.window_tokens
+        if too_long and self.config.long_text == "refuse":
+            return Failure(Reason.NO_ROOM, f"the prompt has {count} tokens; {self._bound}")
+        if not is_plain:
+            return ids_T, False
+        nothing = np.zeros(0, np.int32)
+        return self.maker.frame.around(ids_T[: self.maker.room], nothing), too_long
+
+    def _written(self, prompts: Prompts, texts: Texts) -> Annotation:
+        from pipeline.models.generation.answers import cut
+        from pipeline.models.generation.generate import generate
+
+        rows, loaded = prompts.good, self.loaded
+        done = generate(
+            loaded.module,
+            [ids for ids in prompts.ids_R if ids is not None],
+            self.decoding(),
+            token_budget=loaded.token_budget,
+            device=loaded.device,
+            tokenizer=loaded.tokenizer,
+            about_to_run=_journal(rows, texts),
+        )
+        texts_R: list[str | None] = [None] * len(prompts.ids_R)
+        ends_R: list[str | None] = [None] * len(prompts.ids_R)
+        for row, ids, end in zip(rows, done.ids_P, done.ends_P, strict=True):
+            if ids is not None and end is not None:
+                texts_R[row] = cut(loaded.tokenizer.decode(ids, skip_special_tokens=True), self.config.stop or ())
+                ends_R[row] = end.value
+        return Annotation(
+            {"text": pa.array(texts_R, pa.string()), "end": pa.array(ends_R, pa.string())},
+            _tokens_R(prompts.ids_R),
+            prompts.truncated_R,
+            prompts.failures | {rows[piece]: failure for piece, failure in done.failures.items()},
+            done.tokens,
+            done.padding_tokens,
+            done.seconds,
+        )
+
+    def _chosen(self, prompts: Prompts, choices: Choices, texts: Texts) -> Annotation:
+        from pipeline.models.generation.likelihood import likelihoods
+
+        loaded, failures = self.loaded, dict(prompts.failures)
+        ids_R: list[Ids | None] = [None] * len(prompts.ids_R)
+        rows: list[int] = []
+        continuations: list[list[Ids]] = []
+        for row in prompts.good:
+            found = self._divided(prompts, choices, row)
+            if isinstance(found, Failure):
+                failures[row] = found
+                continue
+            ids_R[row] = found[0]
+            rows.append(row)
+            continuations.append(found[1])
+        done = likelihoods(
+            loaded.module,
+            [ids for ids in ids_R if ids is not None],
+            continuations,
+            token_budget=loaded.token_budget,
+            device=loaded.device,
+            about_to_run=_journal(rows, texts),
+        )
+        failures |= {rows[piece]: failure for piece, failure in done.failures.items()}
+        values_RL = np.zeros((len(ids_R), len(self._labels)))
+        for row, values in zip(rows, done.means_P if self.config.choice_score == "mean" else done.sums_P, strict=True):
+            if values is not None:
+                values_RL[row] = values
+        good_R = np.ones(len(ids_R), np.bool_)
+        good_R[list(failures)] = False
+        return Annotation(
+            self._labelled(softmax(values_RL), good_R),
+            _tokens_R(prompts.ids_R),
+            prompts.truncated_R,
+            failures,
+            done.tokens,
+            done.padding_tokens,
+            done.seconds,
+        )
+
+    def _divided(self, prompts: Prompts, choices: Choices, row: int) -> tuple[Ids, list[Ids]] | Failure:
+        """A row's prompt as it stands before every choice, and the choices."""
+        ids = prompts.ids_R[row]
+        assert ids is not None
+        if prompts.truncated_R[row]:
+            return ids, choices.apart
+        border = choices.after(prompts.texts_R[row])
+        if isinstance(border, Failure):
+            return border
+        # What the tokenizer puts after a text stands in nobody's way, and a chat template has put everything.
+        before = self.maker.frame.before if self.config.messages is None else np.zeros(0, np.int32)
+        prompt_ids = np.concatenate([before, border.prompt_ids])
+        if len(prompt_ids) == 0:
+            return ids, choices.apart
+        count = len(prompt_ids) + max(map(len, border.continuations))
+        if count > self.window_tokens + self._new_tokens:
+            return Failure(Reason.NO_ROOM, f"the prompt and a choice have {count} tokens; {self._bound}")
+        return prompt_ids, border.continuations
+
+    def _labelled(self, scores_RL: npt.NDArray[np.float32], good_R: npt.NDArray[np.bool_]) -> Mapping[str, pa.Array]:
+        if self.config.all_scores:
+            return labels.every(scores_RL, self._labels, good_R)
+        if self.config.top_k is not None:
+            return labels.ranked(scores_RL, self._labels, good_R, most=self.config.top_k)
+        return labels.best(scores_RL, self._labels, good_R)
+
+
+def _journal(rows: Sequence[int], texts: Texts) -> "AboutToRun | None":
+    """Who wants to be told the rows of each micro-batch before it goes."""
+    running = texts.running
+    return None if running is None else lambda batch: running(sorted(rows[piece] for piece in batch))
+
+
+def _tokens_R(ids_R: Sequence[Ids | None]) -> npt.NDArray[np.int32]:  # noqa: N802 - carries its shape
+    """Tokens of each prompt; 0 where there is none."""
+    return np.array([0 if ids is None else len(ids) for ids in ids_R], np.int32)

@@ -26,3 +26,21 @@ def test_sums_are_made_in_float32():
     pooled_BD = pool(hidden_BLD, torch.ones(1, 4096, dtype=torch.int64), "mean")
     assert pooled_BD.dtype == torch.float32
     assert pooled_BD.item() == pytest.approx((256 + 4095) / 4096)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("mean", [[3.0, -9.0], [0.5, 3.5]]),
+        ("max", [[3.0, -9.0], [4.0, 6.0]]),
+        ("cls", [[3.0, -9.0], [4.0, 6.0]]),
+        ("last", [[3.0, -9.0], [-3.0, 1.0]]),
+    ],
+)
+def test_tokens_that_are_left_out_at_the_beginning_do_not_count(how, expected):
+    assert pool(HIDDEN_BLD, MASK_BL, how, left_out_tokens=1).tolist() == expected
+
+
+def test_a_row_of_which_everything_is_left_out_has_no_mean():
+    assert not torch.isfinite(pool(HIDDEN_BLD, MASK_BL, "mean", left_out_tokens=2)[0]).any()
+    assert not torch.isfinite(pool(HIDDEN_BLD, MASK_BL, "max", left_out_tokens=2)[0]).any()

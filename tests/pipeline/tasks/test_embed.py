@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModel, AutoTokenizer
 
 from pipeline.errors import JobError, ModelError
@@ -153,3 +154,194 @@ def test_the_driver_knows_the_columns_of_every_task_without_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WINDOW = 32
+
+
+@pytest.fixture(scope="module")
+def library():
+    return pytest.importorskip("sentence_transformers", reason="the reference for embeddings is not installed")
+
+
+@pytest.fixture
+def sentence_model(tiny, tmp_path):
+    """A sentence-transformers folder of a real family, as the library of 2026 saves it."""
+
+    def make(family, modes, normalize=False, include_prompt=True, **options):
+        folder = tmp_path / f"{family}-{'-'.join(modes)}"
+        shutil.copytree(tiny(family), folder)
+        kinds = ["Transformer", "Pooling", "Normalize"][: 3 if normalize else 2]
+        modules = [
+            {
+                "idx": place,
+                "name": str(place),
+                "path": f"{place}_{kind}" if place else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for place, kind in enumerate(kinds)
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        pooling = {"word_embedding_dimension": 32, "include_prompt": include_prompt, **dict.fromkeys(modes, True)}
+        (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": WINDOW}))
+        if options:
+            (folder / "config_sentence_transformers.json").write_text(json.dumps(options))
+        return folder
+
+    return make
+
+
+def compared(library, task, folder, texts, **options):
+    """Our vectors and the library's of the texts that did not fail."""
+    model = library.SentenceTransformer(str(folder), device="cpu")
+    if model.tokenizer.pad_token is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+    column = task.annotate(Texts(list(texts))).columns["embedding"]
+    kept = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    assert len(kept) >= len(texts) * 0.8
+    theirs = model.encode([texts[row] for row in kept], show_progress_bar=False, **options)
+    return np.array(column.take(pa.array(kept)).to_pylist()), theirs
+
+
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        ("gpt2", "pooling_mode_lasttoken"),
+        ("llama", "pooling_mode_lasttoken"),
+        ("qwen2", "pooling_mode_lasttoken"),
+        ("qwen3", "pooling_mode_lasttoken"),
+        ("qwen3", "pooling_mode_mean_tokens"),
+        ("xlm-roberta", "pooling_mode_cls_token"),
+        ("mpnet", "pooling_mode_mean_tokens"),
+        ("modernbert", "pooling_mode_max_tokens"),
+        ("deberta-v3", "pooling_mode_lasttoken"),
+    ],
+)
+def test_families_have_the_vectors_of_sentence_transformers(library, sentence_model, start, texts, family, mode):
+    folder = sentence_model(family, [mode], normalize=mode == "pooling_mode_lasttoken")
+    ours, theirs = compared(library, start(Embed, folder, token_budget=2048), folder, texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+PROMPTS = {"query": "Ein Zug: ", "passage": "train ", "none": ""}
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        ("bert", "pooling_mode_mean_tokens"),
+        ("qwen2", "pooling_mode_mean_tokens"),
+        ("roberta", "pooling_mode_max_tokens"),
+        ("llama", "pooling_mode_lasttoken"),
+        ("bert", "pooling_mode_cls_token"),
+    ],
+)
+def test_the_folders_prompts_stand_before_each_text_and_count_or_not(
+    library, sentence_model, start, texts, family, mode, include_prompt
+):
+    folder = sentence_model(
+        family, [mode], include_prompt=include_prompt, prompts=PROMPTS, default_prompt_name="passage"
+    )
+    few = texts[::4]
+    for asked, theirs in [
+        ({}, {}),
+        ({"prompt_name": "query"}, {"prompt_name": "query"}),
+        ({"prefix": "abc "}, {"prompt": "abc "}),
+        ({"prefix": ""}, {"prompt": ""}),
+        ({"prompt_name": "none"}, {"prompt": ""}),
+    ]:
+        ours, expected = compared(library, start(Embed, folder, **asked), folder, few, **theirs)
+        of_text = (expected != 0).any(1)  # the library makes nothing but zeros of a text that merges with its prompt
+        assert of_text.sum() >= len(of_text) - 1
+        np.testing.assert_allclose(ours[of_text], expected[of_text], atol=1e-4, err_msg=str(asked))
+
+
+@pytest.mark.parametrize("output", ["binary", "ubinary", "int8", "float16"])
+def test_minilm_is_quantised_as_by_sentence_transformers(library, minilm, start, texts, output):
+    few = [text[:400] for text in texts][::5]
+    exact, theirs = compared(library, start(Embed, minilm, token_budget=2048), minilm, few)
+    np.testing.assert_allclose(exact, theirs, atol=1e-5)
+    task = start(Embed, minilm, token_budget=2048, output=output)
+    column = task.annotate(Texts(few)).columns["embedding"]
+    assert column.type == task.fields()[0].type
+    ours = np.array([row for row in column.to_pylist() if row is not None])
+    if output == "float16":
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    elif output == "int8":
+        np.testing.assert_array_equal(ours, np.rint(exact.astype(np.float32) * np.float32(127)))
+        ranges = np.array([[-1.0] * 384, [1.0] * 384], np.float32)
+        far = ours - library.util.quantize_embeddings(theirs, "int8", ranges=ranges)
+        assert (far.min(), far.max()) >= (0, 1)
+        assert far.max() <= 2
+        assert (unit(ours.astype(np.float32)) * theirs).sum(1).min() > 0.995
+    else:
+        expected = library.util.quantize_embeddings(theirs, output)
+        # A bit of a number near 0 may fall either way; three of MiniLM's are always so.
+        clear = np.packbits(np.abs(theirs) > 1e-5, axis=1) == 255
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(ours[clear], expected[clear])
+
+
+def test_quantised_vectors_come_after_cut_and_length(make_encoder, start, sentences):
+    exact = vectors(start(Embed, make_encoder(), truncate_dim=16, normalize=True), sentences)
+    task = start(Embed, make_encoder(), truncate_dim=16, normalize=True, output="int8")
+    assert task.fields() == [pa.field("embedding", pa.list_(pa.int8(), 16))]
+    np.testing.assert_array_equal(vectors(task, sentences), np.rint(exact * np.float32(127)))
+    task = start(Embed, make_encoder(), truncate_dim=16, output="ubinary")
+    assert task.fields() == [pa.field("embedding", pa.list_(pa.uint8(), 2))]
+    np.testing.assert_array_equal(vectors(task, sentences), np.packbits(exact > 0, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"output": "binary", "truncate_dim": 12},
+            "packs 8 numbers into a byte, and 12 is no .*`truncate_dim: 8`",
+        ),
+        ({"output": "ubinary", "truncate_dim": 3}, "and 3 is no multiple of 8: set `truncate_dim: 8`"),
+        ({"output": "int8"}, "the vectors of .* are not brought to length 1: set `normalize: true`"),
+    ],
+)
+def test_an_output_that_these_vectors_cannot_have_is_refused(make_encoder, prepare, options, words):
+    with pytest.raises(JobError, match=f"annotation 'found': output: .*{words}"):
+        prepare(Embed, make_encoder(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prefix": "a", "prompt_name": "b"}, "prefix and prompt_name exclude each other"),
+        ({"output": "int8", "normalize": False}, "output: int8 keeps numbers from -1 to 1, so it needs vectors of len"),
+        ({"output": "int4"}, "Input should be 'float32', 'float16', 'int8', 'binary' or 'ubinary'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValidationError) as told:
+        Embed.Config.model_validate({"name": "a", "task": "embed", "text": "b", "model": "c", **options})
+    assert words in str(told.value)
+
+
+def test_a_prompt_that_the_folder_has_not_is_refused(sentence_model, make_encoder, prepare):
+    folder = sentence_model("bert", ["pooling_mode_cls_token"], prompts=PROMPTS)
+    with pytest.raises(JobError, match="no prompt 'qeury'; did you mean 'query'\\? it has query, passage, none"):
+        prepare(Embed, folder, prompt_name="qeury")
+    with pytest.raises(JobError, match="no prompt 'query'; it has none"):
+        prepare(Embed, make_encoder(), prompt_name="query")
+    folder = sentence_model("bert", ["pooling_mode_mean_tokens"], prompts={}, default_prompt_name="passage")
+    with pytest.raises(ModelError, match="has no prompt 'passage', its default_prompt_name: say with `prefix:`"):
+        prepare(Embed, folder)
+    assert prepare(Embed, folder, prefix="a").prefix() == "a"
+
+
+def test_a_prompt_that_leaves_no_room_or_that_windows_would_lack_is_refused(sentence_model, start):
+    folder = sentence_model("bert", ["pooling_mode_mean_tokens"], include_prompt=False)
+    with pytest.raises(
+        JobError, match=r"the prompt 'a a a .* has 40 tokens, which leaves no room for a text in a window"
+    ):
+        start(Embed, folder, prefix="a " * 40)
+    with pytest.raises(JobError, match=r"the prompt 'a ' must not be pooled, as .* says, and only the first window"):
+        start(Embed, folder, prefix="a ", long_text="windows")

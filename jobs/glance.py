@@ -51,7 +51,7 @@ def _worth_showing(job: AnnotateJob, corpus: pa.Schema, part: pa.Schema) -> list
         for name in names
         if name.startswith(f"{each.name}_") and not name.endswith(("_tokens", "_truncated"))
     ]
-    return [*texts, *dict.fromkeys(added)]
+    return [*(name for name in texts if name not in added), *dict.fromkeys(added)]
 
 
 def _counted(store: Store, paths: list[str], column: str) -> dict[str, int]:

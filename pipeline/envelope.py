@@ -3,7 +3,7 @@
     unit    "6f1c…"
     state   "read" | "annotated" | "suspect" | "kept" | "fatal"
     rows    Arrow IPC bytes of the unit's table
-    added   Arrow IPC bytes of the annotations' columns
+    added   Arrow IPC bytes of the annotations' columns, as far as the pools that it passed have added them
     told    JSON: problems, lost ranges, counts
 
 Ray Data never sees the columns of the corpus, so it cannot change their types, drop an empty block, or cross units: one

@@ -28,6 +28,10 @@ from pipeline.stages import AnnotateStage, Order, Work, commit, read
 TASK_CPUS = 0.25
 """CPUs asked for one read or commit task: they wait for the disk more than they compute."""
 
+TASK_MEMORY = 0
+"""Bytes asked for one. Untold, Ray Data asks for as many as its outputs have; where actors have reserved all memory, it
+would wait for them without end."""
+
 
 class Units(Datasource):
     """One ReadTask an order; the work that all orders share lies once in the object store."""
@@ -96,7 +100,11 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
     shared = ray.put(work)
     beside = 1 if work.alone else max(2, *(workers.actors for workers in work.pools.values()))
     dataset = read_datasource(
-        Units(orders, shared), override_num_blocks=len(orders), concurrency=beside, num_cpus=TASK_CPUS
+        Units(orders, shared),
+        override_num_blocks=len(orders),
+        concurrency=beside,
+        num_cpus=TASK_CPUS,
+        memory=TASK_MEMORY,
     )
     for pool, workers in work.pools.items():
         dataset = dataset.map_batches(
@@ -107,7 +115,7 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
             batch_format="pyarrow",
             num_cpus=workers.cpus_per_actor,
             num_gpus=workers.gpus_per_actor or None,
-            memory=workers.memory_bytes,
+            memory=workers.memory_bytes or 0,
         )
     dataset = dataset.map_batches(
         _commit_block,
@@ -116,6 +124,7 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS,
+        memory=TASK_MEMORY,
     )
     try:
         for row in dataset.iter_rows():

@@ -1,6 +1,6 @@
 """Annotations in pools of their own: a real Ray, actors of two kinds at once, and the rows of a job with one pool."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 import jobs
 
+Corpusmill = Callable[..., Any]
 COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
 
 
@@ -92,3 +93,23 @@ def test_a_row_that_kills_actors_of_the_second_pool_is_found_and_what_the_first_
     assert (entry["annotation"], entry["input"]["word"], entry["input"]["size_chars"]) == (None, "KILL", 14)
     units = len(list(tmp_path.glob("job/out/metadata/receipts/*.json")))
     assert len((tmp_path / "job/size.log").read_text().splitlines()) == units + 1  # once more with nothing beside it
+
+
+def test_on_a_machine_of_its_own_all_pools_start_at_once_whatever_they_reserve(
+    corpusmill: Corpusmill, job: Callable[..., str], tmp_path: Path
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", [f"text {row}" for row in range(900)], ["word"] * 900)
+    annotations = [
+        {"name": "size", "task": COUNTING, "text": "text", "pool": "small"},
+        {"name": "again", "task": COUNTING, "text": "size_label", "pool": "large"},
+        {"name": "last", "task": COUNTING, "text": "{again_label} {word}", "where": "size_chars = 8"},
+    ]
+    cluster = {"actors": 1, "pools": {"large": {"memory": "200MiB"}}}
+    answer = corpusmill("run", job(corpus, annotations=annotations, cluster=cluster), "--json")
+    assert answer.code == 0, answer.err
+    assert (answer.summary["rows_out"], answer.summary["units_total"] > 2) == (900, True)
+    rows = _rows(tmp_path, "data")
+    assert {(row["size_label"], row["again_chars"], row["last_chars"]) for row in rows} == {
+        ("short", 5, None),
+        ("short", 5, 10),
+    }

@@ -61,6 +61,14 @@ def test_texts_stand_before_what_was_added_and_machine_columns_are_left_out(tmp_
     assert (table.column_names, table.num_rows) == (["title", "text", "size_chars", "size_label"], ROWS_SHOWN)
 
 
+def test_a_text_that_another_annotation_added_stands_where_it_was_added_and_once(tmp_path: Path) -> None:
+    again = pa.array(["a label"] * 20)
+    store, manifest = _output(tmp_path, _part(["short"] * 20).append_column("again_label", again))
+    table, _ = glance(store, manifest, _job("size", "again", text="{size_label} {text}"))
+    assert table is not None
+    assert table.column_names == ["text", "size_chars", "size_label", "again_label"]
+
+
 def test_labels_are_counted_over_all_parts_the_most_frequent_first(tmp_path: Path) -> None:
     store, manifest = _output(tmp_path, _part(["b", "a", None]), _part(["a", "c", "c", "a"], pa.large_string()))
     _, counts = glance(store, manifest, _job("size"))

@@ -74,7 +74,7 @@ def masked_losses(
         places_B = torch.from_numpy(place_C[copies]).to(padded.input_ids_BL.device)
         targets_B = padded.input_ids_BL[rows_B, places_B]
         padded.input_ids_BL[rows_B, places_B] = mask_id
-        logits_BV = module(**padded.inputs).logits[rows_B, places_B]
+        logits_BV = _logits_at(module, padded, rows_B, places_B)
         return list(as_numpy(functional.cross_entropy(logits_BV.float(), targets_B, reduction="none")))
 
     ran = run_batches(
@@ -94,6 +94,30 @@ def masked_losses(
             losses = None
         found_P.append(losses)
     return Ran(found_P, failures, ran.tokens, ran.padding_tokens, ran.seconds)
+
+
+def _logits_at(module: Any, padded: Padded, rows_B: torch.Tensor, places_B: torch.Tensor) -> torch.Tensor:
+    """logits_BV at one place of each row.
+
+    The projection to the vocabulary is often more work than the rest of the model: only these places go through it.
+    """
+    head = module.get_output_embeddings()
+    picked = False
+
+    def pick(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        nonlocal picked
+        if given[0].dim() != 3 or given[0].shape[:2] != padded.input_ids_BL.shape:
+            return given
+        picked = True
+        return (given[0][rows_B, places_B][None], *given[1:])
+
+    hook = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        found: torch.Tensor = module(**padded.inputs).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    return found[0] if picked else found[rows_B, places_B]
 
 
 def _pieces(piece_C: npt.NDArray[np.intp], copies: Sequence[int]) -> list[int]:

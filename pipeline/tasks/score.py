@@ -168,7 +168,7 @@ class Score(WindowTask):
                 pieces.ids_P,
                 places_P2,
                 mask_id=loaded.tokenizer.mask_token_id,
-                token_budget=likelihood.tokens_at_once(loaded.module, loaded.token_budget),
+                token_budget=loaded.token_budget,
                 pad_id=loaded.pad_id,
                 device=loaded.device,
                 types_P=pieces.types_P,

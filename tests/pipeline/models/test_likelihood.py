@@ -88,3 +88,20 @@ def test_a_pass_holds_no_more_logits_than_a_machine_should(bert, monkeypatch):
     assert tokens_at_once(bert, 64) == 64
     monkeypatch.setattr(likelihood, "_LOGITS", 10 * bert.config.vocab_size)
     assert tokens_at_once(bert, 64) == 10
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "deberta-v3", "modernbert", "distilbert"])
+def test_only_masked_places_go_through_the_projection_and_a_model_that_hides_it_says_the_same(
+    tiny, family, monkeypatch
+):
+    module = AutoModelForMaskedLM.from_pretrained(tiny(family, "MaskedLM")).eval()
+    projected = []
+    module.get_output_embeddings().register_forward_hook(
+        lambda _module, given, _said: projected.append(given[0].shape[1])
+    )
+    places = [[0, 5], [0, 1], [1, 3]]
+    picked = masked(module, places)
+    assert sum(projected) == 5 + 1 + 2
+    monkeypatch.setattr(module, "get_output_embeddings", lambda: None)
+    for ours, whole in zip(picked.found_P, masked(module, places).found_P, strict=True):
+        np.testing.assert_allclose(ours, whole, atol=1e-5)

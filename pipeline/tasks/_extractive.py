@@ -44,7 +44,7 @@ class Extractive(Task):
         self._diversity: float = DEFAULT_DIVERSITY if self.config.diversity is None else self.config.diversity
         self._before: float = DEFAULT_BEFORE if self.config.before is None else self.config.before
         shared = {name: getattr(config, name) for name in AnnotationSettings.model_fields}
-        own = {"pooling": self.config.pooling, "prefix": self.config.prefix or ""}
+        own = {"pooling": self.config.pooling, "prefix": self.config.prefix}
         self._embed = Embed(Embed.Config.model_validate(shared | own), model)
 
     def fields(self) -> list[pa.Field]:

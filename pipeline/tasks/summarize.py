@@ -47,7 +47,7 @@ class Summarize(Task):
 
         prefix: str | None = Field(default=None, max_length=10_000)
         """A text put before each text, or before each sentence (extractive); at most 10,000 characters; default: what
-        the model's config.json says for summaries (T5), else nothing."""
+        the model's own files say (T5's for summaries, an encoder's default prompt), else nothing."""
 
         long_text: Literal["truncate", "windows"] = "truncate"
         """Abstractive: a text longer than `max_tokens` is cut off, which `<name>_truncated` tells, or summarised in

@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -168,7 +169,7 @@ def test_the_prefix_is_the_models_own_unless_the_job_says_another(tiny, prepare,
 
 def test_a_prefix_that_fills_the_window_is_refused(tiny, start):
     with pytest.raises(
-        JobError, match="annotation 'found': prefix: its .* tokens leave no room for a text in a window"
+        JobError, match=r"annotation 'found': prefix: its .* tokens leave no room for a text in a window"
     ):
         start(Summarize, tiny("t5", "Seq2SeqLM"), max_tokens=8, prefix="summarize the following text: ")
 
@@ -246,7 +247,7 @@ def test_rounds_come_to_an_end_and_no_word_is_lost_before_the_first(scribed, len
     found = task.annotate(Texts([text]))
     assert " ".join(scribe.rounds[0]).split() == text.split()
     sizes = [len(prompts) for prompts in scribe.rounds]
-    assert all(later < earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(sizes))
     assert sizes[-1] == 1
     fits = all(len(prompt.split()) <= room for prompts in scribe.rounds for prompt in prompts)
     assert found.truncated_R.tolist() == [not fits]

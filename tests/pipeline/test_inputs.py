@@ -146,8 +146,14 @@ def test_what_is_read_of_the_corpus_is_told_apart_from_what_is_read_of_annotatio
     made = annotator(TABLE.schema, {"name": "one", "where": "lang = 'de'"}, {"name": "two", "text": "{one_text}"})
     tasks = made._tasks
     one, two = compile_inputs(tasks, [columns_of(task) for task in tasks], TABLE.schema)
-    assert (one.corpus, one.earlier) == ({"text", "lang"}, frozenset())
-    assert (two.corpus, two.earlier) == (frozenset(), {"one"})
+    assert (one.corpus, one.earlier, one.after) == (frozenset({"text", "lang"}), frozenset(), frozenset())
+    assert (two.corpus, two.earlier, two.after) == (frozenset(), frozenset({"one"}), frozenset({"one"}))
+
+
+def test_an_annotation_that_only_asks_for_a_column_comes_after_the_one_that_adds_it(annotator: Any) -> None:
+    made = annotator(TABLE.schema, {"name": "one"}, {"name": "two", "where": "one_text = 'A'"})
+    _, two = made._reads
+    assert (two.corpus, two.earlier, two.after) == (frozenset({"text"}), frozenset(), frozenset({"one"}))
 
 
 def test_rows_left_out_of_a_unit_are_left_out_of_every_annotation(annotator: Any) -> None:

@@ -26,7 +26,6 @@ from pydantic import Field, model_validator
 
 from pipeline.errors import ModelError
 from pipeline.models.reference import PinnedModel
-from pipeline.pieces import Pieces
 from pipeline.quarantine import Failure, Reason
 from pipeline.tasks.base import Annotation, Input, TextInput, Texts
 from pipeline.tasks.tokenwise import Said, TokenTask
@@ -59,6 +58,7 @@ class Answer(TokenTask):
     needs = "AutoModelForQuestionAnswering"
     reads_offsets = True
     cut = "second"
+    text_stands = "second"
 
     class Config(WindowSettings):
         """The question, and what counts as an answer."""
@@ -123,10 +123,6 @@ class Answer(TokenTask):
             return super().stride()
         longest: int = self.config.max_answer_tokens
         return max(self.window_tokens // 8, min(longest - 1, self.window_tokens // 4))
-
-    def pieces_key(self) -> Hashable:
-        """The question stands first, which another task with the same texts may do otherwise."""
-        return (super().pieces_key(), "question first")
 
     def take_key(self) -> Hashable:
         """The logits as they are."""
@@ -209,13 +205,6 @@ class Answer(TokenTask):
             if token in after:
                 return int(after.index(token)) - len(after)
         return 0
-
-    def _pieces(self, texts: Texts) -> Pieces:
-        most = self.maker.most
-        questions_R = self.tokens(texts, "question", most=most)
-        return self.maker.pair(
-            questions_R, self.tokens(texts, most=most), list(texts.inputs["question"]), texts.values, "second"
-        )
 
 
 def best_span(logits_T2: Logits, null_2: Logits, allowed_T: Flags, most_tokens: int) -> tuple[Span | None, Span]:

@@ -86,7 +86,7 @@ class AnnotationSettings(Settings):
     in it."""
 
     model: Annotated[ModelSettings | None, BeforeValidator(_reference)] = None
-    """The pinned model: a reference, or {ref, sha256, revision…}."""
+    """The pinned model: a reference, or {ref, sha256, allow_remote_code}."""
 
     pool: Annotated[str | None, Field(max_length=100), AfterValidator(_pool_name)] = None
     """Annotations of one pool share actors, which hold the models of these alone; `cluster.pools` says how many and how

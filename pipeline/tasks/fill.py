@@ -92,7 +92,7 @@ class Fill(TokenTask):
 
         Raises ModelError: a head for something else; JobError as every task with a window does.
         """
-        super().__init__(config, model)  # type: ignore[arg-type]  # of the windows' settings it needs max_tokens alone
+        super().__init__(config, model)
         head = task_of_head(self.pinned.config)
         architecture = next(iter(self.pinned.config.get("architectures") or []), "")
         if head in ("sequence_classification", "token_classification", "causal") or architecture.endswith("Answering"):

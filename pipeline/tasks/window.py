@@ -56,7 +56,10 @@ class WindowTask(Task):
     cut: Cut = "longest"
     """Of a pair, the text that gives way (and is read in windows, where the job asks for them)."""
 
-    def __init__(self, config: WindowSettings, model: PinnedModel | None) -> None:
+    text_stands: Literal["first", "second"] = "first"
+    """Where the row's text stands in a pair."""
+
+    def __init__(self, config: AnnotationSettings, model: PinnedModel | None) -> None:
         """Find the window. Raises JobError: no model; a window that the model has no positions for."""
         super().__init__(config, model)
         self.pinned = required_model(config, model)
@@ -125,7 +128,7 @@ class WindowTask(Task):
         """What the pieces depend on besides the texts and the tokenizer."""
         second = self.second_input()
         other = None if second is None else self.inputs()[second]
-        return (self.pinned.digest, self.window_tokens, self.stride(), self.prefix(), other, self.cut)
+        return (self.pinned.digest, self.window_tokens, self.stride(), self.prefix(), other, self.cut, self.text_stands)
 
     def pieces(self, texts: Texts) -> Pieces:
         """The pieces of all texts."""
@@ -138,11 +141,13 @@ class WindowTask(Task):
 
     def _pieces(self, texts: Texts) -> Pieces:
         second = self.second_input()
-        firsts = self.tokens(texts, prefix=self.prefix(), most=self.maker.most)
+        own = self.tokens(texts, prefix=self.prefix(), most=self.maker.most)
         if second is None:
-            return self.maker.cut(firsts, texts.values)
-        seconds = self.tokens(texts, second, most=self.maker.most)
-        return self.maker.pair(firsts, seconds, texts.values, list(texts.inputs[second]), self.cut)
+            return self.maker.cut(own, texts.values)
+        other, others = self.tokens(texts, second, most=self.maker.most), list(texts.inputs[second])
+        if self.text_stands == "first":
+            return self.maker.pair(own, other, texts.values, others, self.cut)
+        return self.maker.pair(other, own, others, texts.values, self.cut)
 
     def _try_model(self) -> None:
         import torch

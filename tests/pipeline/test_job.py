@@ -29,7 +29,7 @@ def test_options_of_an_annotation_are_its_tasks_own() -> None:
 
 
 def test_a_task_that_is_missing_or_unknown_is_told_with_those_that_are_known() -> None:
-    assert "a `task` is missing; known: classify, embed" in _wrong(annotation={"task": None})
+    assert "a `task` is missing; known: answer, classify, embed" in _wrong(annotation={"task": None})
     assert "no task named 'clasify'; did you mean 'classify'?" in _wrong(annotation={"task": "clasify"})
 
 

@@ -7,6 +7,8 @@ letter "Zoë 👩🏽 lives in York." -> found_entities: [{label: GIVEN_NAME, te
 `start` and `end` count code points of the text that was read: a column's value, or what a template gave for the row;
 text[start:end] is the entity's `text`, for every row. Entities are those of transformers' TokenClassificationPipeline
 (see pipeline.entities). A long text is read in windows, and its entities are found once, in the whole text.
+
+Shapes: R texts, B pieces in a micro-batch, T tokens, L labels, D numbers that are kept of a token.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -115,11 +117,11 @@ class Tag(TokenTask):
         """The scores of each token, or its best label's number and score: 8 bytes a token, however many labels."""
         from pipeline.models.engine import as_numpy
 
-        scores_BLD = as_numpy(self.loaded.module(**padded.inputs).logits.float().softmax(-1))
+        scores_BTD = as_numpy(self.loaded.module(**padded.inputs).logits.float().softmax(-1))
         if not self._needs_all_scores:
-            scores_BLD = _best(scores_BLD)
+            scores_BTD = _best(scores_BTD)
         # Copies: a view would hold the padding, and all of its micro-batch.
-        return [scores_LD[:length].copy() for scores_LD, length in zip(scores_BLD, padded.lengths_B, strict=True)]
+        return [scores_TD[:length].copy() for scores_TD, length in zip(scores_BTD, padded.lengths_B, strict=True)]
 
     def check_model(self, padded: "Padded") -> None:
         """A score for each label of each token must come."""
@@ -205,11 +207,11 @@ def _parts(rows: npt.NDArray[np.intp], tokens_R: npt.NDArray[np.int32]) -> Itera
             yield part.tolist()
 
 
-def _best(scores_BLD: Scores) -> Scores:
+def _best(scores_BTD: Scores) -> Scores:
     """Number and score of each token's best label, the first of equals."""
-    label_BL1 = scores_BLD.argmax(axis=-1)[..., None]
-    score_BL1 = np.take_along_axis(scores_BLD, label_BL1, axis=-1)
-    return np.concatenate([label_BL1.astype(np.float32), score_BL1], axis=-1)
+    label_BT1 = scores_BTD.argmax(axis=-1)[..., None]
+    score_BT1 = np.take_along_axis(scores_BTD, label_BT1, axis=-1)
+    return np.concatenate([label_BT1.astype(np.float32), score_BT1], axis=-1)
 
 
 def _spread(best_T2: Scores, labels: int) -> Scores:

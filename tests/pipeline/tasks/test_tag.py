@@ -21,15 +21,8 @@ from tests.pipeline.families import languages
 
 STRATEGIES = ["none", "simple", "first", "average", "max"]
 FAMILIES = [
-    "bert",
-    "distilbert",
-    "electra",
-    "mpnet",
-    "roberta",
-    "xlm-roberta",
-    "deberta-v2",
-    "deberta-v3",
-    "modernbert",
+    *["bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "deberta-v2", "deberta-v3", "modernbert"],
+    *["t5", "gpt2", "llama"],
 ]
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "I-MISC"]
 WINDOW = 1024
@@ -119,12 +112,16 @@ def found(task, texts):
     return annotation.columns["entities"].to_pylist()
 
 
+def places(entities):
+    """What does not depend on the neighbours in a micro-batch to the last bit."""
+    return entities and [(entity["label"], entity["start"], entity["end"]) for entity in entities]
+
+
 def assert_same_entities(task, texts, expected_R, atol=1e-4):
     """Labels and places exactly, scores nearly; how many entities there were."""
     entities_R = found(task, texts)
     for text, entities, expected in zip(texts.values, entities_R, expected_R, strict=True):
-        places = [(entity["label"], entity["start"], entity["end"]) for entity in entities]
-        assert places == [each[:3] for each in expected], repr(text[:80])
+        assert places(entities) == [each[:3] for each in expected], repr(text[:80])
         np.testing.assert_allclose([each["score"] for each in entities], [each[3] for each in expected], atol=atol)
         assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in entities)
         assert all(entity["text"] and entity["text"] == entity["text"].strip() for entity in entities)
@@ -218,9 +215,7 @@ def test_no_entity_is_lost_doubled_or_torn_at_a_windows_edge(
 def test_windows_that_share_too_little_for_the_models_sight_say_something_else(local, start, reference, long_texts):
     """Else the test before this one would prove nothing."""
     task = start(Tag, local, token_budget=2048, max_tokens=160, stride=0)
-    places_R = [
-        [(each["label"], each["start"], each["end"]) for each in entities] for entities in found(task, long_texts)
-    ]
+    places_R = [places(entities) for entities in found(task, long_texts)]
     expected_R = [reference(local, 8192).entities(text, "simple") for text in long_texts]
     assert places_R != [[each[:3] for each in expected] for expected in expected_R]
 
@@ -239,12 +234,12 @@ def sightless(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(("max_tokens", "stride"), [(3, 0), (4, 1), (9, 6), (32, None), (100, 3)])
+@pytest.mark.parametrize(("max_tokens", "stride"), [(4, 1), (9, 6), (32, None), (100, 3)])
 def test_a_model_of_single_tokens_says_the_same_by_any_windows(
     sightless, start, reference, together, texts, strategy, max_tokens, stride
 ):
     theirs = reference(sightless, 8192)
-    within = [text for text in texts if theirs.reads(text)]
+    within = [text for text in texts[::3] if theirs.reads(text)]
     task = start(Tag, sightless, token_budget=8192, aggregation=strategy, max_tokens=max_tokens, stride=stride)
     expected_R = [theirs.entities(text, strategy) for text in within]
     assert assert_same_entities(task, together(within), expected_R, atol=1e-5) > 1000
@@ -253,14 +248,17 @@ def test_a_model_of_single_tokens_says_the_same_by_any_windows(
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "deberta-v3"])
 def test_truncation_reads_the_first_window_and_tells_so(tagger, start, texts, family):
     first = start(Tag, tagger(family), token_budget=2048, max_tokens=20, long_text="truncate")
-    read = Texts([text for text in texts if text.strip()])
+    read = Texts([text for text in texts if text.strip()][:120])
     annotation = first.annotate(read)
-    assert 50 < annotation.truncated_R.sum() < len(read.values)
+    assert 30 < annotation.truncated_R.sum() < len(read.values)
     assert annotation.tokens_R.max() == 20
     whole = start(Tag, tagger(family), token_budget=2048).annotate(Texts(read.values))
     short = np.flatnonzero(~annotation.truncated_R)
-    assert annotation.columns["entities"].take(short).to_pylist() == whole.columns["entities"].take(short).to_pylist()
-    for text, entities in zip(read.values, annotation.columns["entities"].to_pylist(), strict=True):
+    assert len(short) >= 5
+    entities_R, whole_R = (each.columns["entities"].to_pylist() for each in (annotation, whole))
+    for row in short:
+        assert places(entities_R[row]) == places(whole_R[row])
+    for text, entities in zip(read.values, entities_R, strict=True):
         assert all(text[each["start"] : each["end"]] == each["text"] for each in entities or ())
 
 

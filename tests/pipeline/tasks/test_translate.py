@@ -213,7 +213,7 @@ LONG = "  One two. \n\n Three four five six seven.\u200b\n\n\u200b\n\nEight.  "
 def test_a_text_within_the_window_is_translated_whole_and_a_longer_one_by_sentences(echoing):
     task, echo = echoing(room=4, says=str.upper)
     found = task.annotate(Texts(["One two. Three.", LONG]))
-    assert echo.prompts == ["One two. Three.", "One two.", "Three four five", "six seven.\u200b", "Eight."]
+    assert echo.prompts == ["One two. Three.", "One two.", "Three four five", "six seven.", "Eight."]
     assert found.columns["translation"].to_pylist() == [
         "ONE TWO. THREE.",
         "ONE TWO. \n\n THREE FOUR FIVE SIX SEVEN.\u200b\n\n\u200b\n\nEIGHT.",
@@ -273,6 +273,15 @@ def test_long_texts_with_a_real_model_are_read_whole(folder_of, start, texts):
     assert not found.truncated_R.any()
     assert (found.tokens_R > 64).all()
     assert found.forward_tokens == found.tokens_R.sum()
+
+
+def test_the_journal_hears_the_rows_of_sentences(folder_of, start):
+    task = start(
+        Translate, folder_of("nllb"), token_budget=4_000, max_new_tokens=2, split="sentences", **LANGUAGES["nllb"]
+    )
+    heard = []
+    task.annotate(Texts(["One. Two. Three.", "Four."], running=heard.append))
+    assert heard == [[0, 1]]
 
 
 def test_a_text_that_fails_is_null_and_its_neighbours_are_not(folder_of, start):

@@ -19,6 +19,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # a local ray.init() would write a token under the home folder
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # tiny models; tests run beside each other, and threads that wait for a core spin
     "NO_COLOR": "1",  # messages are compared as plain text …
     "COLUMNS": "200",  # … in lines that no terminal breaks
 }

@@ -122,7 +122,8 @@ class Embed(PooledTask):
 
     def forward_key(self) -> Hashable:
         """How which tokens are pooled."""
-        return (super().forward_key(), self._unpooled_tokens)
+        pooled = super().forward_key()
+        return (pooled, self._unpooled_tokens) if self._unpooled_tokens else pooled
 
     def forward(self, padded: "Padded") -> "torch.Tensor":
         """Pooled hidden states, those of the prompt perhaps left out."""

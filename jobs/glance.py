@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.text import compile_text
+from pipeline.errors import CorpusError
 from pipeline.job import AnnotateJob
 from pipeline.output import planfile
 from pipeline.output.storage import Store
@@ -43,8 +44,7 @@ def _worth_showing(job: AnnotateJob, corpus: pa.Schema, part: pa.Schema) -> list
     known = pa.schema([*corpus, *(field for field in part if field.name not in corpus.names)])
     texts: list[str] = []
     for each in job.annotations:
-        if each.text is not None:
-            texts += [name for name in compile_text(each.text, known).columns if name in names and name not in texts]
+        texts += [name for name in _read(each.text, known) if name in names and name not in texts]
     added = [
         name
         for each in job.annotations
@@ -52,6 +52,14 @@ def _worth_showing(job: AnnotateJob, corpus: pa.Schema, part: pa.Schema) -> list
         if name.startswith(f"{each.name}_") and not name.endswith(("_tokens", "_truncated"))
     ]
     return [*(name for name in texts if name not in added), *dict.fromkeys(added)]
+
+
+def _read(text: str | None, known: pa.Schema) -> tuple[str, ...]:
+    """The columns of a text; none where the task reads something else, or the same words for every row."""
+    try:
+        return () if text is None else compile_text(text, known).columns
+    except CorpusError:  # the run has made sense of it
+        return ()
 
 
 def _counted(store: Store, paths: list[str], column: str) -> dict[str, int]:

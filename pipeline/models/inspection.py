@@ -46,6 +46,8 @@ _OFFSET_POSITIONS = frozenset(
     {"camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"}
     | {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
+# Families whose config counts positions by GPT's word; T5 has the word too, but no bound.
+_COUNTED_AS_N_POSITIONS = frozenset({"codegen", "ctrl", "gpt2", "gpt_bigcode", "gptj", "openai-gpt"})
 _NO_WINDOW_TOKENS = 10**9  # transformers writes 1e30 where a tokenizer has no limit
 
 _POOLING_NAMES: Mapping[str, Pooling] = {
@@ -159,6 +161,8 @@ def window_tokens(folder: Path, config: Mapping[str, Any]) -> int | None:
 def positions_tokens(config: Mapping[str, Any]) -> int | None:
     """Tokens that the model has positions for; None where it does not count them."""
     positions: int | None = config.get("max_position_embeddings")
+    if positions is None and config.get("model_type") in _COUNTED_AS_N_POSITIONS:
+        positions = config.get("n_positions")
     if positions is not None and config.get("model_type") in _OFFSET_POSITIONS:
         padding_index = config.get("pad_token_id")
         positions -= (1 if padding_index is None else padding_index) + 1

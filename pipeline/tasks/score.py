@@ -156,14 +156,14 @@ class Score(WindowTask):
 
     def _run(self, pieces: Pieces, texts: Texts) -> "Ran[npt.NDArray[np.float32]]":
         """For each piece its number, or the losses of the tokens that it judges."""
-        from pipeline.models import likelihood
+        from pipeline.models import losses
         from pipeline.models.engine import not_finite, run_pieces
 
         loaded, journal = self.loaded, self.journal(pieces, texts)
         own_P2 = own_spans(pieces.spans_P2, pieces.windows_R, both_sides=self._kind == "masked")
         places_P2 = own_P2 - pieces.spans_P2[:, :1] + pieces.leads_P[:, None]
         if self._kind == "masked":
-            return likelihood.masked_losses(
+            return losses.masked_losses(
                 loaded.module,
                 pieces.ids_P,
                 places_P2,
@@ -177,10 +177,8 @@ class Score(WindowTask):
         is_pair = self._kind == "pair"
         ran: Ran[npt.NDArray[np.float32]] = run_pieces(
             pieces.ids_P,
-            self._pair_values if is_pair else lambda padded: likelihood.causal_losses(loaded.module, padded),
-            token_budget=loaded.token_budget
-            if is_pair
-            else likelihood.tokens_at_once(loaded.module, loaded.token_budget),
+            self._pair_values if is_pair else lambda padded: losses.causal_losses(loaded.module, padded),
+            token_budget=loaded.token_budget if is_pair else losses.tokens_at_once(loaded.module, loaded.token_budget),
             pad_id=loaded.pad_id,
             device=loaded.device,
             types_P=pieces.types_P,

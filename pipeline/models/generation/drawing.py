@@ -12,6 +12,7 @@ None: the caller must ask for scores that do not depend on the batch. V is the v
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,22 +66,41 @@ def draw(scores_V: Scores, uniform_V: Noise, filters: Filters, slack: float) -> 
 
 
 def kept(scaled_V: npt.NDArray[np.float64], filters: Filters, slack: float = 0.0) -> npt.NDArray[np.bool_]:
-    """Which tokens the filters leave, scores over temperature given; `slack` above 0 leaves more, below 0 fewer."""
+    """Which tokens the filters leave, scores over temperature given.
+
+    `slack` above 0: those that some scores off by so much would leave; below 0: those that all of them would.
+    """
     kept_V = np.isfinite(scaled_V)
-    if filters.top_k and filters.top_k < len(scaled_V):
-        kth = np.partition(scaled_V, -filters.top_k)[-filters.top_k]
-        kept_V &= scaled_V >= kth - slack
-        kept_V[scaled_V.argmax()] = True
-    best = scaled_V.max()
+    if not (filters.top_k or filters.min_p or (filters.top_p or 1) < 1):
+        return kept_V
+    index_N = np.flatnonzero(kept_V)
+    if filters.top_k and filters.top_k < len(index_N):  # only these can be left or stand before one that is
+        last = np.partition(scaled_V[index_N], -filters.top_k)[-filters.top_k]
+        index_N = index_N[scaled_V[index_N] >= last - 2 * abs(slack)]
+    order_N = index_N[np.argsort(-scaled_V[index_N], kind="stable")]
+    score_N = scaled_V[order_N]  # falling
+    mass_N = np.exp(score_N - score_N[0])
+    likelier_N = _likelier(score_N, slack)
+    above_N = np.concatenate([[0.0], np.cumsum(mass_N)])[likelier_N]  # the mass of likelier tokens
+    if slack < 0:  # of those that may be likelier, the token itself is none
+        likelier_N, above_N = likelier_N - 1, above_N - mass_N
+    kept_N = np.ones(len(order_N), np.bool_)
+    if filters.top_k:
+        # Tokens with the score of the last place are all left, as transformers has it.
+        rank_N = np.searchsorted(-score_N, -score_N, side="left") if slack == 0 else likelier_N
+        kept_N &= rank_N < filters.top_k
     if filters.top_p is not None and filters.top_p < 1:
-        index_N = np.flatnonzero(kept_V)
-        order_N = index_N[np.argsort(-scaled_V[index_N], kind="stable")]
-        mass_N = np.exp(scaled_V[order_N] - best)
-        above_N = np.cumsum(mass_N) - mass_N  # the mass of likelier tokens
-        gone_N = above_N >= (filters.top_p + slack) * mass_N.sum()
-        gone_N[0] = False
-        kept_V[order_N[gone_N]] = False
+        kept_N &= above_N * np.exp(-slack) < filters.top_p * mass_N[kept_N].sum()
     if filters.min_p:
-        kept_V &= scaled_V >= best + np.log(filters.min_p) - slack
-        kept_V[scaled_V.argmax()] = True
+        kept_N &= score_N >= score_N[0] + np.log(filters.min_p) - slack
+    kept_V[:] = False
+    kept_V[order_N[kept_N]] = True
     return kept_V
+
+
+def _likelier(score_N: npt.NDArray[np.float64], slack: float) -> npt.NDArray[np.intp]:
+    """How many of the falling scores are above each one: in their order, for sure (slack > 0), or perhaps (< 0)."""
+    if slack == 0:
+        return np.arange(len(score_N))
+    side: Literal["left", "right"] = "left" if slack > 0 else "right"
+    return np.searchsorted(-score_N, -(score_N + slack), side=side)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -35,13 +35,25 @@ def test_filters_leave_what_transformers_leaves(seed, asked):
     assert found_V.tolist() == torch.isfinite(warped[0]).tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
+@example(seed=480, asked=Filters(temperature=0.5, top_k=5, top_p=0.9), slack=0.01)  # a near tie at the edge of top-p
 @given(st.integers(0, 9999), filters, st.sampled_from([1e-4, 1e-2, 0.2]))
 def test_scores_that_are_off_by_less_than_the_slack_draw_the_same_token_or_none(seed, asked, slack):
     scores_V, uniform_V = scores_of(seed), RowNoise(seed, [1, 2]).at(0, 50)
     off_V = scores_V + np.random.default_rng(seed + 1).uniform(-slack / 2, slack / 2, 50).astype(np.float32)
     token = draw(scores_V, uniform_V, asked, slack)
     assert token in (None, draw(off_V, uniform_V, asked, 0.0))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 9999), filters, st.sampled_from([1e-4, 1e-2, 0.2]))
+def test_what_all_scores_within_the_slack_leave_is_left_by_each_and_what_each_leaves_by_some(seed, asked, slack):
+    scores_V = scores_of(seed, 30).astype(np.float64)
+    off_V = scores_V + np.random.default_rng(seed + 1).uniform(-slack / 2, slack / 2, 30)
+    surely_V, perhaps_V = kept(scores_V, asked, -slack), kept(scores_V, asked, slack)
+    for each_V in (kept(scores_V, asked), kept(off_V, asked)):
+        assert not (surely_V & ~each_V).any()
+        assert not (each_V & ~perhaps_V).any()
 
 
 def test_tokens_are_drawn_as_often_as_their_probability():

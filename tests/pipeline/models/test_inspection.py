@@ -228,6 +228,8 @@ def test_code_of_another_repository_is_refused_even_where_code_is_allowed(make_m
         (None, None, {"model_type": "mpnet", "max_position_embeddings": 514}, 512),
         (None, None, {"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
         (None, None, {}, None),
+        (None, 10**30, {"model_type": "gpt2", "n_positions": 1024}, 1024),
+        (None, 10**30, {"model_type": "t5", "n_positions": 512}, None),
     ],
 )
 def test_the_window_is_the_sentence_models_else_the_tokenizers_within_the_positions(

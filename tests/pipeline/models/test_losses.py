@@ -3,9 +3,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from pipeline.models import likelihood
+from pipeline.models import losses as room
 from pipeline.models.engine import pad
-from pipeline.models.likelihood import causal_losses, masked_losses, tokens_at_once
+from pipeline.models.losses import causal_losses, masked_losses, tokens_at_once
 
 PIECES = [np.array(ids, np.int32) for ids in ([5, 7, 11, 3, 9], [8], [12, 6, 20])]
 
@@ -23,7 +23,7 @@ def masked(module, places, **options):
 @pytest.mark.parametrize("chunk", [1, 10**9])
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_losses_are_those_of_each_piece_alone_however_they_are_chunked(tiny, family, chunk, monkeypatch):
-    monkeypatch.setattr(likelihood, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(room, "_CHUNK_LOGITS", chunk)
     module = AutoModelForCausalLM.from_pretrained(tiny(family, "CausalLM")).eval()
     with torch.inference_mode():
         found = causal_losses(module, pad(PIECES, np.arange(3), 0, "cpu"))
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_fails_its_piece(bert):
 
 def test_a_pass_holds_no_more_logits_than_a_machine_should(bert, monkeypatch):
     assert tokens_at_once(bert, 64) == 64
-    monkeypatch.setattr(likelihood, "_LOGITS", 10 * bert.config.vocab_size)
+    monkeypatch.setattr(room, "_LOGITS", 10 * bert.config.vocab_size)
     assert tokens_at_once(bert, 64) == 10
 
 

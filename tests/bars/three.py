@@ -89,7 +89,10 @@ def main() -> None:
         shares, ratios = [], []
         for _ in range(asked.rounds):
             one = run(folder, "one", corpus, asked.rows, annotations)
-            three = {each["name"]: run(folder, each["name"], corpus, asked.rows, [each]) for each in annotations}
+            three = {
+                name: run(folder, name, corpus, asked.rows, [each])
+                for name, each in zip(COLUMNS, annotations, strict=True)
+            }
             models = {
                 name: one["annotations"][name]["model_seconds"] / each["annotations"][name]["model_seconds"]
                 for name, each in three.items()

@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from pipeline.quarantine import Failure, Reason
-from pipeline.tokens import TextTokenizer, Tokenized
+from pipeline.tokens import TextTokenizer, Tokenized, Tokens
 
 
 @pytest.fixture
@@ -16,6 +16,8 @@ def test_offsets_are_code_points_of_the_text(minilm):
     tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(minilm))
     text = "Café \U0001f469\u200d\U0001f4bb naïve résumé 日本"
     (found,) = tokenizer.tokens([text], most=None, offsets=True)
+    assert isinstance(found, Tokens)
+    assert found.offsets_T2 is not None
     words = [text[start:stop] for start, stop in found.offsets_T2]
     assert len(words) == len(found.ids_T)
     assert words[0] == "Café"
@@ -53,6 +55,8 @@ def test_offsets_that_nobody_had_asked_for_are_found_later(bert):
     tokenized = Tokenized(tokenizer, ["ak al"])
     tokenized.tokens(most=None)
     (found,) = tokenized.tokens(most=None, offsets=True)
+    assert isinstance(found, Tokens)
+    assert found.offsets_T2 is not None
     assert found.offsets_T2.tolist() == [[0, 2], [3, 5]]
     assert tokenizer.seen == ["ak al"] * 2
     assert tokenized.tokens(most=None)[0] is found
@@ -62,9 +66,11 @@ def test_a_text_of_which_the_beginning_is_known_is_tokenised_again_when_more_is_
     tokenizer = Counting(bert)
     tokenized = Tokenized(tokenizer, ["abc de fgh " * 100_000])
     (beginning,) = tokenized.tokens(most=40)
+    assert isinstance(beginning, Tokens)
     assert not beginning.whole
     assert tokenized.tokens(most=100)[0] is beginning
     (whole,) = tokenized.tokens(most=None)
+    assert isinstance(whole, Tokens)
     assert whole.whole
     assert whole.ids_T[: len(beginning.ids_T)].tolist() == beginning.ids_T.tolist()
     assert len(tokenizer.seen) == 2
@@ -103,6 +109,7 @@ def test_cutting_a_long_text_before_it_is_tokenised_changes_nothing(kind, text, 
     tokenizer = bert if kind == "bert" else globals()[kind]()
     whole = np.array(tokenizer.encode(text, add_special_tokens=False))
     (found,) = TextTokenizer(tokenizer).tokens([text], most=38)
+    assert isinstance(found, Tokens)
     assert found.ids_T.tolist() == whole[: len(found.ids_T)].tolist()
     assert found.whole == (len(found.ids_T) == len(whole))
     assert len(found.ids_T) > 38 or found.whole
@@ -111,5 +118,6 @@ def test_cutting_a_long_text_before_it_is_tokenised_changes_nothing(kind, text, 
 def test_only_the_beginning_of_a_long_text_is_tokenised(bert):
     text = "abc de fgh " * 100_000
     (beginning,) = TextTokenizer(bert).tokens([text], most=40)
+    assert isinstance(beginning, Tokens)
     assert 40 < len(beginning.ids_T) < 20_000
     assert not beginning.whole

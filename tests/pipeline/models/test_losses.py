@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def test_a_piece_of_which_nothing_is_masked_costs_nothing(bert):
 
 
 def test_who_listens_is_told_pieces_and_a_piece_at_fault_fails_alone(bert):
-    told = []
+    told: list[Sequence[int]] = []
     pieces = [*PIECES[:2], np.array([5, 10**6, 5], np.int32)]
     ran = masked_losses(
         bert,

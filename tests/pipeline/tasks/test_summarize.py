@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -316,6 +317,7 @@ def shared_task(tiny):
     model = ModelSettings(ref=str(tiny("bert", "Model", max_tokens=64)))
     options = {"name": "found", "task": "summarize", "text": "body", "model": model, "sentences": 2}
     task = Summarize(Summarize.Config.model_validate(options), pin(model))
+    assert task.model is not None
     task.start(load(task.model, task.needs, dtype="float32", device="cpu", threads=1, token_budget=512))
     return task
 
@@ -367,7 +369,7 @@ def test_what_is_said_twice_is_kept_once(make_encoder, start):
 
 
 def test_sentences_of_all_texts_go_through_the_model_together_and_the_journal_hears_their_rows(make_encoder, start):
-    heard = []
+    heard: list[Sequence[int]] = []
     task = start(Summarize, make_encoder(), token_budget=4000, sentences=1)
     texts = Texts(["ak. bl.", "cm.", "dn. eo. fp."], running=heard.append)
     found = task.annotate(texts)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -121,7 +122,7 @@ def test_beams_are_those_of_generate_row_by_row(folder_of, start, texts, family)
 
 def test_a_text_with_shift_operators_keeps_marians_language(folder_of, start):
     task = start(Translate, folder_of("marian"), target="deu", num_beams=1, max_new_tokens=3)
-    heard = []
+    heard: list[Sequence[int]] = []
     task.writer.loaded.module.get_encoder().register_forward_pre_hook(
         lambda module, args, kwargs: heard.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
@@ -279,7 +280,7 @@ def test_the_journal_hears_the_rows_of_sentences(folder_of, start):
     task = start(
         Translate, folder_of("nllb"), token_budget=4_000, max_new_tokens=2, split="sentences", **LANGUAGES["nllb"]
     )
-    heard = []
+    heard: list[Sequence[int]] = []
     task.annotate(Texts(["One. Two. Three.", "Four."], running=heard.append))
     assert heard == [[0, 1]]
 

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -200,7 +202,7 @@ def test_tokens_of_inference_are_those_of_every_pair_and_a_second_annotation_run
 
 
 def test_who_listens_is_told_the_texts_and_one_at_fault_fails_alone(tiny, start):
-    told = []
+    told: list[Sequence[int]] = []
 
     def edit(_module, _args, inputs):
         if (inputs["input_ids"] == bad).any():

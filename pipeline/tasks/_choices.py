@@ -10,7 +10,7 @@ of them differs from the prompt alone. So a last token of the prompt that would 
 them, and what differs between two choices is the probability of two whole texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +62,21 @@ class Choices:
         kept = max(0, min(min(shared(found[0], ids), len(ids) - 1) for ids in found[1:]))
         return Border(found[0][:kept], [ids[kept:] for ids in found[1:]])
 
-    def covered(self) -> Iterator[tuple[str, str]]:
-        """Pairs of choices of which the first one's tokens begin the second: it can never be the less likely one."""
-        for one, ids in zip(self._texts, self.apart, strict=True):
-            for other, others in zip(self._texts, self.apart, strict=True):
-                if one is not other and np.array_equal(ids, others[: len(ids)]):
-                    yield one, other
+    def check(self, score: str) -> None:
+        """Refuse what no score could tell apart. Raises JobError: two choices of the same tokens; with `score` "sum",
+        one whose tokens begin with all of another's.
+        """
+        texts = {tuple(ids.tolist()): text for text, ids in zip(self._texts, self.apart, strict=True)}
+        for text, ids in zip(self._texts, self.apart, strict=True):
+            whole = tuple(ids.tolist())
+            if texts[whole] != text:
+                raise JobError(f"choices: {text!r} and {texts[whole]!r} are the same tokens of this model")
+            begun = next((texts[whole[:end]] for end in range(1, len(whole)) if whole[:end] in texts), None)
+            if begun is not None and score == "sum":
+                raise JobError(
+                    f"choices: {text!r} begins with {begun!r}, so it can never be the likelier one; word them apart, "
+                    "or compare tokens: `choice_score: mean`"
+                )
 
     def _joined(self, head: str, lead: str) -> list[Ids] | Failure:
         """The tokens of the prompt alone, and of it with each choice."""

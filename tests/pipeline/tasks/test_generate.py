@@ -161,6 +161,25 @@ def test_a_text_ends_before_a_stop_string(causal, start, prompts, family):
     assert 20 < stopped < len(prompts)
 
 
+def test_the_journal_is_told_rows_and_not_prompts(causal, start):
+    texts = ["one two", "three", "a" * 3000, "four five six"]
+    for options in ({"max_new_tokens": 4}, {"choices": ["games", "web"]}):
+        told = []
+        task = start(Generate, causal("llama"), **options)
+        annotation = task.annotate(Texts(texts, running=lambda rows, told=told: told.extend(rows)))
+        assert annotation.failures.keys() == {2}
+        assert sorted(told) == [0, 1, 3]
+
+
+def test_a_unit_without_a_good_row_has_empty_columns(causal, start):
+    for options in ({"max_new_tokens": 4}, {"choices": ["games", "web"]}, {"choices": ["games", "web"], "top_k": 1}):
+        task = start(Generate, causal("llama"), **options)
+        assert all(values == [] for values in found(task, [])[0].values())
+        columns, annotation = found(task, ["a" * 3000])
+        assert all(values == [None] for values in columns.values())
+        assert annotation.failures[0].reason == Reason.NO_ROOM
+
+
 # ------------------------------------------------------------------------------------------------------------- prompts
 
 
@@ -419,14 +438,19 @@ def test_a_prompt_and_a_choice_must_fit_together(causal, start, prompts):
 
 def test_a_choice_that_could_never_win_is_told(causal, start):
     folder = causal("gpt2")
-    tokenizer = TextTokenizer(library(folder)[1])
     short, long = "web", "web web"
-    assert list(Choices(tokenizer, [short, long]).covered()) == [(short, long)]
     with pytest.raises(
         JobError, match=r"'found': choices: 'web web' begins with 'web', so it can never be the likelier"
     ):
-        start(Generate, folder, choices=[short, long])
-    start(Generate, folder, choices=[short, long], choice_score="mean")
+        start(Generate, folder, choices=[long, short])
+    start(Generate, folder, choices=[long, short], choice_score="mean")
+
+
+def test_choices_of_the_same_tokens_are_refused(causal, start):
+    composed, combining = "caf\u00e9", "cafe\u0301"  # Qwen's tokenizer composes them
+    for way in ("sum", "mean"):
+        with pytest.raises(JobError, match=r"'found': choices: .* and .* are the same tokens of this model"):
+            start(Generate, causal("qwen2"), choices=[composed, combining], choice_score=way)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -516,8 +540,9 @@ def test_settings_survive_their_way_to_an_actor(causal, prepare):
         assert Generate.Config.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_messages_must_be_lists_of_texts():
-    assert read([{"role": "user", "content": "a", "tool": None}], 10) == [{"role": "user", "content": "a"}]
+def test_fields_of_a_message_that_are_null_are_left_out():
+    found = {"role": "user", "content": "a", "name": "b", "tool": None}
+    assert read([found], 10) == [{"role": "user", "content": "a", "name": "b"}]
 
 
 # -------------------------------------------------------------------------------------------------------- real weights
@@ -547,8 +572,11 @@ def test_a_real_model_answers_and_chooses(smollm):
 
     countries = {"France": "Paris", "Italy": "Rome", "Japan": "Tokyo"}
     questions = [f"What is the capital of {country}?" for country in countries]
-    ask = [{"role": "user", "content": "What is the capital of {country}?"}]
-    columns, _ = found(started(messages=ask, max_new_tokens=16), questions, message_0=questions)
+    ask = [
+        {"role": "system", "content": "You answer in one word."},
+        {"role": "user", "content": "What is the capital of {country}?"},
+    ]
+    columns, _ = found(started(messages=ask, max_new_tokens=16), questions, message_1=questions)
     assert columns["end"] == ["eos"] * 3
     for text, capital in zip(columns["text"], countries.values(), strict=True):
         assert capital in text

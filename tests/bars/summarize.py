@@ -71,6 +71,8 @@ def plain(model: str, texts: list[str], threads: int, batch_rows: int, answers: 
     import transformers
 
     torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     module = transformers.AutoModelForSeq2SeqLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     found: list[str] = []
@@ -158,8 +160,8 @@ def main() -> None:
         mine = table["s_summary"].to_pylist()
         theirs, gaps, *_ = apart(plain, model, table["description"].to_pylist(), threads, 1)
     other = [gap for one, two, gap in zip(mine, theirs, gaps, strict=True) if one != two]
-    print(f"float32: {len(mine) - len(other):,} of {len(mine):,} texts are those of generate row by row; the others at")
-    print(f"near ties: {sum(gap < NEAR for gap in other)} of {len(other)} {[f'{gap:.1e}' for gap in other[:5]]}")
+    near = sum(gap < NEAR for gap in other)
+    print(f"float32: {len(mine):,} texts, {len(other)} not those of generate row by row, {near} of these at near ties")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pipeline.models.loading import LoadedModel
 
 _NOTHING = frozenset({Reason.NULL_TEXT, Reason.BLANK_TEXT})
@@ -129,7 +127,7 @@ class Annotator:
                 raise ModelError(f"annotation '{task.config.name}': its task could not start: {words}") from error
 
     @staticmethod
-    def _loaded(spec: AnnotationSpec, needs: str, module: "nn.Module | None") -> "LoadedModel":
+    def _loaded(spec: AnnotationSpec, needs: str, module: Any) -> "LoadedModel":
         pinned = spec.pinned
         assert spec.model is not None
         assert pinned.dtype is not None, "a pinned model has a dtype"

@@ -20,7 +20,7 @@ SOURCES = sorted(
 )
 
 MAY_IMPORT_RAY = ("pipeline/stream.py", "cluster/")
-MAY_IMPORT_TORCH = ("pipeline/models/", "pipeline/tasks/")
+MAY_IMPORT_TORCH = ("pipeline/models/", "pipeline/tasks/", "jobs/configs/")
 
 
 def imports(source: str) -> set[str]:

@@ -37,7 +37,7 @@ def test_commands_of_the_page_install_run_the_quickstart_and_test(readme_command
     script = readme_commands.script(page)
     assert 'pip install ".[quickstart]" && corpusmill run jobs/configs/quickstart.yaml || exit' in script
     assert 'pip install -e ".[test]"' in script
-    assert "pytest -n auto --dist loadfile || exit" in script
+    assert "pytest -n auto --dist loadfile --no-loadscope-reorder || exit" in script
     assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
 
 

@@ -53,6 +53,7 @@ def _search(model: Model, rows: Sequence[Row], stopper: Stopper) -> None:
         num_return_sequences=1,
         return_dict_in_generate=False,
         **rules.decoding.options(),
+        **({} if rules.decoding.max_new_tokens is None else {"max_length": None}),  # what counts is told otherwise
         **stopper.options(),
     )
     assert watch.broken_B is not None

@@ -19,7 +19,7 @@ from pipeline.models.loading import load
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.quarantine import Reason
 from pipeline.tasks._chat import Message, filled, inputs_of, read
-from pipeline.tasks._choices import Choices, divided, shared, softmax
+from pipeline.tasks._choices import Border, Choices, divided, shared, softmax
 from pipeline.tasks.base import ColumnInput, TextInput, Texts
 from pipeline.tasks.generate import Generate
 from pipeline.tokens import TextTokenizer
@@ -164,9 +164,9 @@ def test_a_text_ends_before_a_stop_string(causal, start, prompts, family):
 def test_the_journal_is_told_rows_and_not_prompts(causal, start):
     texts = ["one two", "three", "a" * 3000, "four five six"]
     for options in ({"max_new_tokens": 4}, {"choices": ["games", "web"]}):
-        told = []
+        told: list[int] = []
         task = start(Generate, causal("llama"), **options)
-        annotation = task.annotate(Texts(texts, running=lambda rows, told=told: told.extend(rows)))
+        annotation = task.annotate(Texts(texts, running=told.extend))
         assert annotation.failures.keys() == {2}
         assert sorted(told) == [0, 1, 3]
 
@@ -468,6 +468,7 @@ def test_prompt_and_choice_are_tokenised_as_one_text(causal, family):
         ("主题", " "),
     ):
         border = choices.after(prompt)
+        assert isinstance(border, Border)
         own = "web" if lead == "" and prompt.endswith(" ") else " web"  # one blank is enough
         joined = [prompt + lead + "games", prompt + own, prompt + lead + "a b"]
         for text, ids in zip(joined, border.continuations, strict=True):

@@ -18,7 +18,7 @@ import torch
 from pipeline.batching import micro_batches, padding
 from pipeline.errors import RunError
 from pipeline.quarantine import Failure, Reason
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 from pipeline.workers import Device
 
 Found = TypeVar("Found")

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from pipeline.models.classes import InferenceHead
 from pipeline.models.engine import as_numpy, not_finite, pad, run_batches
 from pipeline.models.heads import logits
-from pipeline.pieces import PieceMaker
 from pipeline.quarantine import Failure, Reason
-from pipeline.tokens import Tokens
+from pipeline.text.pieces import PieceMaker
+from pipeline.text.tokens import Tokens
 from pipeline.workers import Device
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.models.engine import Padded, Ran, as_numpy, not_finite, pad, run_batches
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 from pipeline.workers import Device
 
 Losses = npt.NDArray[np.float32]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.models.reference import PinnedModel
-from pipeline.passages import grouped
 from pipeline.tasks.base import Annotation, Texts
 from pipeline.tasks.writer import DecodingSettings, WriterTask, Written
+from pipeline.text.passages import grouped
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline.errors import JobError
 from pipeline.quarantine import Failure
-from pipeline.tokens import Ids, TextTokenizer
+from pipeline.text.tokens import Ids, TextTokenizer
 
 # After this the choices' tokens do not depend on a prompt.
 _ANCHOR = "a"

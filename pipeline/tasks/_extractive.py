@@ -13,9 +13,9 @@ import pyarrow as pa
 from pipeline.centrality import Vectors, chosen
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure, Reason
-from pipeline.sentences import Span, groups, sentence_spans
 from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 from pipeline.tasks.embed import Embed
+from pipeline.text.sentences import Span, groups, sentence_spans
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel

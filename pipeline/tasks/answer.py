@@ -30,7 +30,7 @@ from pipeline.quarantine import Failure, Reason
 from pipeline.tasks.base import Annotation, Input, TextInput, Texts
 from pipeline.tasks.tokenwise import Said, TokenTask
 from pipeline.tasks.window import WindowSettings
-from pipeline.tokens import Tokens
+from pipeline.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from pipeline.models.engine import Padded

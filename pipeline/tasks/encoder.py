@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import model_validator
 
-from pipeline import windows
 from pipeline.errors import ModelError
 from pipeline.models.inspection import Pooling, modules_of, pooling_of
 from pipeline.models.reference import PinnedModel
-from pipeline.pieces import Pieces
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import Annotation, Texts
 from pipeline.tasks.window import WindowSettings, WindowTask
+from pipeline.text import windows
+from pipeline.text.pieces import Pieces
 
 if TYPE_CHECKING:
     import torch

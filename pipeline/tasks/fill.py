@@ -27,11 +27,11 @@ from pydantic import Field, model_validator
 from pipeline.errors import JobError, ModelError
 from pipeline.models.inspection import task_of_head
 from pipeline.models.reference import PinnedModel
-from pipeline.pieces import Pieces
 from pipeline.quarantine import Failure, Reason
 from pipeline.tasks.base import Annotation, AnnotationSettings, Texts
 from pipeline.tasks.tokenwise import Said, TokenTask
-from pipeline.tokens import Ids, Tokens
+from pipeline.text.pieces import Pieces
+from pipeline.text.tokens import Ids, Tokens
 
 if TYPE_CHECKING:
     import torch

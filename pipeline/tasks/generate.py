@@ -39,7 +39,7 @@ from pipeline.tasks._generate import DEFAULT_NEW_TOKENS, GenerateSettings
 from pipeline.tasks.base import Annotation, ColumnInput, Input, TextInput, Texts
 from pipeline.tasks.window import DEFAULT_WINDOW_TOKENS, WindowTask
 from pipeline.tasks.writer import DECODING
-from pipeline.tokens import Ids, Tokens
+from pipeline.text.tokens import Ids, Tokens
 
 if TYPE_CHECKING:
     from pipeline.models.engine import AboutToRun, Padded
@@ -141,7 +141,7 @@ class Generate(WindowTask):
         way of decoding that is not supported; choices that cannot be told apart; a window without room.
         """
         from pipeline.models.generation.decoding import Rules
-        from pipeline.tokens import TextTokenizer
+        from pipeline.text.tokens import TextTokenizer
 
         try:
             Rules(loaded.module, self.decoding())

@@ -27,11 +27,11 @@ from pipeline.models.classes import check_classifies, class_names
 from pipeline.models.inspection import read_optional, task_of_head
 from pipeline.models.reference import PinnedModel
 from pipeline.perplexity import own_spans, perplexities
-from pipeline.pieces import Pieces
 from pipeline.quarantine import Failure, Reason
 from pipeline.tasks.base import Annotation, Input, TextInput, Texts
 from pipeline.tasks.tokenwise import Said
 from pipeline.tasks.window import WindowSettings, WindowTask
+from pipeline.text.pieces import Pieces
 
 if TYPE_CHECKING:
     from pipeline.models.engine import Padded, Ran

@@ -38,7 +38,7 @@ from pipeline.quarantine import Failure
 from pipeline.tasks.base import Annotation, Texts
 from pipeline.tasks.tokenwise import Said, TokenTask
 from pipeline.tasks.window import WindowSettings
-from pipeline.tokens import Ids, Tokens
+from pipeline.text.tokens import Ids, Tokens
 
 if TYPE_CHECKING:
     from pipeline.models.engine import Padded

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.pieces import Pieces
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import Annotation, Texts
 from pipeline.tasks.window import WindowTask
+from pipeline.text.pieces import Pieces
 
 if TYPE_CHECKING:
     from pipeline.models.engine import Padded, Ran

@@ -20,12 +20,12 @@ from pydantic import Field, model_validator
 from pipeline.errors import JobError
 from pipeline.models.inspection import read_optional
 from pipeline.models.reference import PinnedModel
-from pipeline.passages import passages
-from pipeline.sentences import Span
 from pipeline.tasks._languages import T5_NAMES, WITHOUT_BLANKS, codes, splitter_code, t5_name, unknown
 from pipeline.tasks.base import Annotation, Texts
 from pipeline.tasks.writer import DecodingSettings, WriterTask, Written
-from pipeline.tokens import Tokens
+from pipeline.text.passages import passages
+from pipeline.text.sentences import Span
+from pipeline.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from pipeline.errors import JobError, ModelError
 from pipeline.models.inspection import positions_tokens, window_tokens
 from pipeline.models.reference import PinnedModel
-from pipeline.pieces import Cut, PieceMaker, Pieces
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import AnnotationSettings, Task, Texts
-from pipeline.tokens import TextTokenizer, Tokenized, Tokens
+from pipeline.text.pieces import Cut, PieceMaker, Pieces
+from pipeline.text.tokens import TextTokenizer, Tokenized, Tokens
 
 if TYPE_CHECKING:
     from pipeline.models.engine import AboutToRun, Padded

@@ -19,11 +19,11 @@ from pydantic import Field, model_validator
 from pipeline.errors import JobError, ModelError
 from pipeline.models.inspection import positions_tokens
 from pipeline.models.reference import PinnedModel
-from pipeline.pieces import PieceMaker
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import AnnotationSettings, Task, Texts
 from pipeline.tasks.window import required_model, window_of
-from pipeline.tokens import Ids, TextTokenizer, Tokens
+from pipeline.text.pieces import PieceMaker
+from pipeline.text.tokens import Ids, TextTokenizer, Tokens
 
 if TYPE_CHECKING:
     from pipeline.models.generation.decoding import Decoding

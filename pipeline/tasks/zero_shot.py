@@ -20,11 +20,11 @@ from pipeline.errors import JobError, ModelError
 from pipeline.models.classes import InferenceHead, check_classifies, class_names, inference_head
 from pipeline.models.inspection import task_of_head
 from pipeline.models.reference import PinnedModel
-from pipeline.pieces import PieceMaker
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import Annotation, Texts
 from pipeline.tasks.encoder import PooledSettings, PooledTask, normalized
-from pipeline.tokens import Tokens
+from pipeline.text.pieces import PieceMaker
+from pipeline.text.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch

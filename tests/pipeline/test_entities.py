@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.entities import ENTITIES_TYPE, EntityDecoder, Span, Strategy, WordRule, entities_array, merged_scores
 from pipeline.errors import JobError
-from pipeline.windows import spans as window_spans
+from pipeline.text.windows import spans as window_spans
 
 STRATEGIES: list[Strategy] = ["none", "simple", "first", "average", "max"]
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "E-PER", "DATE-TIME"]

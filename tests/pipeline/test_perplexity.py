@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.perplexity import own_spans, perplexities
-from pipeline.windows import spans
+from pipeline.text.windows import spans
 
 
 @pytest.mark.parametrize(

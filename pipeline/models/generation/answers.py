@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from pipeline.quarantine import Failure
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 
 # Tokens before the shortest tail that could hold a stop string: tokenizers may strip what stands first.
 _MARGIN_TOKENS = 4

@@ -18,7 +18,7 @@ import torch
 from transformers.generation.configuration_utils import GenerationMode
 
 from pipeline.errors import JobError, ModelError
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 
 Processors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """ids_BL so far and scores_BV to scores_BV; transformers' LogitsProcessorList."""

@@ -20,7 +20,7 @@ from pipeline.models.generation.choosing import Chooser
 from pipeline.models.generation.decoding import Decoding, Rules
 from pipeline.models.generation.live import Batch, CausalBatch, Model, Row, Seq2SeqBatch
 from pipeline.quarantine import Failure
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 from pipeline.workers import Device
 
 # A group of rows is decoded together; it may hold this many times the tokens of one pass over prompts.

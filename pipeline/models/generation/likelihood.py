@@ -18,7 +18,7 @@ from pipeline.models.engine import AboutToRun, not_finite, run_batches
 from pipeline.models.generation.decoding import Decoding, Rules
 from pipeline.models.generation.live import CausalBatch, Model, Row, Seq2SeqBatch
 from pipeline.quarantine import Failure
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 from pipeline.workers import Device
 
 # Prompts that wait with their caches, and caches that are laid out for continuations: so many times the token budget.

@@ -24,7 +24,7 @@ from pipeline.models.generation.answers import End
 from pipeline.models.generation.decoding import Processors, Rules, ids_so_far
 from pipeline.models.generation.drawing import RowNoise
 from pipeline.quarantine import Failure
-from pipeline.tokens import Ids
+from pipeline.text.tokens import Ids
 
 
 @dataclass(slots=True, eq=False)

@@ -22,7 +22,7 @@ from pipeline.tasks._chat import Message, filled, inputs_of, read
 from pipeline.tasks._choices import Border, Choices, divided, shared, softmax
 from pipeline.tasks.base import ColumnInput, TextInput, Texts
 from pipeline.tasks.generate import Generate
-from pipeline.tokens import TextTokenizer
+from pipeline.text.tokens import TextTokenizer
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3")
 NEAR = 1e-4

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipeline.centrality import chosen
 from pipeline.errors import JobError, ModelError
 from pipeline.quarantine import Reason
-from pipeline.sentences import sentence_spans
 from pipeline.tasks.base import Texts
 from pipeline.tasks.summarize import Summarize
 from pipeline.tasks.writer import Written
+from pipeline.text.sentences import sentence_spans
 
 SMOOTH = {"t5": {"initializer_factor": 1.0}}  # the fixture's own spread blows rounding up a thousandfold
 NEAR = 1e-4

@@ -15,12 +15,12 @@ from pipeline.annotator import AnnotationSpec, Annotator
 from pipeline.errors import JobError, ModelError
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.output.planfile import PinnedAnnotation
-from pipeline.passages import passages
 from pipeline.quarantine import Reason
 from pipeline.tasks._languages import codes, splitter_code, unknown
 from pipeline.tasks.base import Texts
 from pipeline.tasks.translate import Translate, joined, kind_of_languages
-from pipeline.tokens import Tokens
+from pipeline.text.passages import passages
+from pipeline.text.tokens import Tokens
 
 NEAR = 1e-4
 LANGUAGES = {

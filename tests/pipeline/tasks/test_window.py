@@ -7,7 +7,7 @@ from pipeline.tasks.base import Texts
 from pipeline.tasks.classify import Classify
 from pipeline.tasks.embed import Embed
 from pipeline.tasks.tag import Tag
-from pipeline.tokens import TextTokenizer
+from pipeline.text.tokens import TextTokenizer
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from pipeline.windows import pool, spans
+from pipeline.text.windows import pool, spans
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 40), st.integers(0, 39)).filter(
     lambda shape: shape[2] < shape[1]

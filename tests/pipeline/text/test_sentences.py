@@ -6,7 +6,7 @@ import sentencex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.sentences import groups, sentence_spans
+from pipeline.text.sentences import groups, sentence_spans
 
 LANGUAGES = [
     "en",

@@ -4,9 +4,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from pipeline.errors import JobError, ModelError
-from pipeline.pieces import PieceMaker, longest_first
 from pipeline.quarantine import Reason
-from pipeline.tokens import TextTokenizer
+from pipeline.text.pieces import PieceMaker, longest_first
+from pipeline.text.tokens import TextTokenizer
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from pipeline.errors import JobError, ModelError
 from pipeline.quarantine import Failure, Reason
-from pipeline.tokens import Ids, TextTokenizer, Tokens
-from pipeline.windows import spans
+from pipeline.text.tokens import Ids, TextTokenizer, Tokens
+from pipeline.text.windows import spans
 
 Cut = Literal["longest", "first", "second"]
 """Which text of a pair gives way where both do not fit: the longer one, token by token, or always the same."""

@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from pipeline.quarantine import Failure, Reason
-from pipeline.tokens import TextTokenizer, Tokenized, Tokens
+from pipeline.text.tokens import TextTokenizer, Tokenized, Tokens
 
 
 @pytest.fixture

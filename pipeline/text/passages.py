@@ -8,7 +8,7 @@ Every visible character stands in exactly one passage, so that what lies between
 
 from collections.abc import Callable, Sequence
 
-from pipeline.sentences import Span, groups, sentence_spans
+from pipeline.text.sentences import Span, groups, sentence_spans
 
 Length = Callable[[Sequence[str]], Sequence[int]]
 """Tokens of each of some texts."""

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.passages import grouped, passages
+from pipeline.text.passages import grouped, passages
 
 TEXTS = st.text(st.sampled_from("ab cd. ! ?\n\u3000。é😀\u0301"), max_size=120)
 

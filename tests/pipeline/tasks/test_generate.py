@@ -29,15 +29,6 @@ NEAR = 1e-4
 SHORT = {"max_new_tokens": 8, "max_tokens": 96, "long_text": "truncate"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def causal(tiny):
     """The folder of a tiny causal model."""

@@ -23,15 +23,6 @@ SMOOTH = {"t5": {"initializer_factor": 1.0}}  # the fixture's own spread blows r
 NEAR = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def titles(repository):
     """A T5 that writes titles; beside the checkout, not in it."""

@@ -69,15 +69,6 @@ class Reference:
                 yield entity.get("entity_group", entity.get("entity")), start, end, float(entity["score"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Beside other tests, threads that wait for each other take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def reference():
     """References by folder, so that each text goes through a model once for all strategies."""

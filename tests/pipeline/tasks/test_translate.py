@@ -31,15 +31,6 @@ LANGUAGES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def folder_of(tiny):
     """A tiny model that translates; T5's weights less wild than the fixture's, which blow rounding up."""

@@ -88,6 +88,16 @@ def families() -> Mapping[str, Sequence[str]]:
     return {name: family.heads for name, family in factory.FAMILIES.items()}
 
 
+WHOLE = frozenset({"bert", "roberta", "xlm-roberta", "t5", "gpt2"})
+"""One family of each kind of tokenizer: these are proven on every text, their like on every fourth."""
+
+
+@pytest.fixture(scope="session")
+def texts_of(texts: list[str]) -> Callable[[str], list[str]]:
+    """The texts on which a family is proven: all for one of each kind of tokenizer, every fourth for the others."""
+    return lambda family: texts if family in WHOLE else texts[::4]
+
+
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Some 230 texts of 0 to 5,000 characters in many scripts, the same each time."""

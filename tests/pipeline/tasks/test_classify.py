@@ -229,7 +229,7 @@ def assert_as_the_pipeline_says(found, folder, texts, pairs=None, **options):
         tokenizer=AutoTokenizer.from_pretrained(folder),
     )
     kept = [row for row, names in enumerate(found["labels"]) if names is not None]
-    assert len(kept) >= min(200, len(texts) * 0.8)
+    assert len(kept) >= min(200, len(texts) * 0.7)
     inputs = [texts[row] if pairs is None else {"text": texts[row], "text_pair": pairs[row]} for row in kept]
     expected = pipe(inputs, top_k=None, truncation="longest_first", max_length=WINDOW, **options)
     for row, said in zip(kept, expected, strict=True):

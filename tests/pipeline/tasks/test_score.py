@@ -50,7 +50,7 @@ def test_pairs_have_the_score_of_sentence_transformers(cross_encoder, start, tex
     options = {"text_pair": "other", "max_tokens": WINDOW, "token_budget": 2048}
     columns, annotation = found(start(Score, cross_encoder(family), **options), texts, others)
     kept = [row for row, score in enumerate(columns["score"]) if score is not None]
-    assert len(kept) >= min(200, len(texts) * 0.8)
+    assert len(kept) >= min(200, len(texts) * 0.7)
     assert 0 < annotation.truncated_R.sum() < len(texts)
     theirs = by_library(cross_encoder(family), [(texts[row], others[row]) for row in kept])
     np.testing.assert_allclose([columns["score"][row] for row in kept], theirs, atol=1e-4)

@@ -25,7 +25,7 @@ import yaml
 from pipeline.output.failpoints import NAMES
 from pipeline.output.verify import verify
 
-KILLS = int(os.environ.get("CORPUSMILL_KILLS", "3"))
+KILLS = int(os.environ.get("CORPUSMILL_KILLS", "8"))
 SEED = int(os.environ.get("CORPUSMILL_SEED", "20261121"))
 UNITS, ROWS_A_UNIT = 24, 40
 IN_FLIGHT = 2 * 2 + 2 + 2  # two units for each of two actors, and those being read and committed

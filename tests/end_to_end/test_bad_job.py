@@ -57,7 +57,10 @@ def test_what_is_no_job_file_is_refused_and_builds_nothing(here: Here, tmp_path:
         ("cluster.actors=0", "cluster.actors: 0 is too small; at least 1"),
         ("annotations.0.name=my topic", "annotations.0.name: 'my topic' cannot begin the names of columns: a letter,"),
         ("annotations.0.name=1st", "'1st' cannot begin the names of columns"),
-        ("annotations.0.task=clasify", "no task named 'clasify'; did you mean 'classify'? known: answer, classify"),
+        (
+            "annotations.0.task=clasify",
+            "no task named 'clasify'; did you mean 'classify'? known: answer, classify, embed, fill, generate, score",
+        ),
         ("annotations.0.task=gone.py", "task file 'gone.py' cannot be read"),
         ("allow_code=false", "is code of your own: set `allow_code: true` in the job to run it"),
         ("nonsense", "-o nonsense: there is no `=`; write -o key.path=value"),

@@ -348,7 +348,9 @@ def test_the_options_of_a_task_are_known_to_the_message(write):
     with pytest.raises(JobError) as raised:
         jobfile.parse(document, AnnotateJob)
     told = str(raised.value)
-    assert told.startswith("job: annotations.0.volum: there is no such key; did you mean 'volume'? known: name, task, ")
+    assert told.startswith(
+        "job: annotations.0.volum: there is no such key; did you mean 'volume'? known: name, task, where, pool, text"
+    )
     assert told.endswith(", volume")
 
 

@@ -99,6 +99,12 @@ def texts_of(texts: list[str]) -> Callable[[str], list[str]]:
 
 
 @pytest.fixture(scope="session")
+def least_of() -> Callable[[str], int]:
+    """So many of them have to be compared at least; the others have no token for some family."""
+    return lambda family: 200 if family in WHOLE else 45
+
+
+@pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Some 230 texts of 0 to 5,000 characters in many scripts, the same each time."""
     return languages.texts()

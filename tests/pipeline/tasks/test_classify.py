@@ -220,8 +220,8 @@ FAMILIES = (
 WINDOW = 32
 
 
-def assert_as_the_pipeline_says(found, folder, texts, pairs=None, **options):
-    """Labels and scores of the texts that did not fail (of all texts at least 200), each text alone."""
+def assert_as_the_pipeline_says(found, folder, texts, pairs=None, least=200, **options):
+    """Labels and scores of at least so many texts that did not fail, each text alone."""
     from transformers import TextClassificationPipeline
 
     pipe = TextClassificationPipeline(
@@ -229,7 +229,7 @@ def assert_as_the_pipeline_says(found, folder, texts, pairs=None, **options):
         tokenizer=AutoTokenizer.from_pretrained(folder),
     )
     kept = [row for row, names in enumerate(found["labels"]) if names is not None]
-    assert len(kept) >= min(200, len(texts) * 0.7)
+    assert len(kept) >= least
     inputs = [texts[row] if pairs is None else {"text": texts[row], "text_pair": pairs[row]} for row in kept]
     expected = pipe(inputs, top_k=None, truncation="longest_first", max_length=WINDOW, **options)
     for row, said in zip(kept, expected, strict=True):
@@ -239,15 +239,15 @@ def assert_as_the_pipeline_says(found, folder, texts, pairs=None, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_says_what_the_librarys_pipeline_says(tiny, start, texts_of, family):
+def test_every_family_says_what_the_librarys_pipeline_says(tiny, start, texts_of, least_of, family):
     texts = texts_of(family)
     folder = tiny(family, "SequenceClassification", labels=NAMES)
     task = start(Classify, folder, token_budget=2048, all_scores=True, max_tokens=WINDOW)
-    assert_as_the_pipeline_says(found(task, texts), folder, texts)
+    assert_as_the_pipeline_says(found(task, texts), folder, texts, least=least_of(family))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_says_of_pairs_what_the_librarys_pipeline_says(tiny, start, texts_of, family):
+def test_every_family_says_of_pairs_what_the_librarys_pipeline_says(tiny, start, texts_of, least_of, family):
     texts = texts_of(family)
     folder = tiny(family, "SequenceClassification", labels=NAMES)
     others = texts[7:] + texts[:7]
@@ -255,7 +255,7 @@ def test_every_family_says_of_pairs_what_the_librarys_pipeline_says(tiny, start,
     task = start(Classify, folder, token_budget=2048, **options)
     annotation = task.annotate(Texts(list(texts), {"text": texts, "text_pair": others}))
     columns = {name: column.to_pylist() for name, column in annotation.columns.items()}
-    assert_as_the_pipeline_says(columns, folder, texts, others)
+    assert_as_the_pipeline_says(columns, folder, texts, others, least_of(family))
     assert 0 < annotation.truncated_R.sum() < len(texts)
     for scores in columns["scores"]:
         assert scores is None or scores == sorted(scores, reverse=True)

@@ -44,13 +44,13 @@ def by_library(folder, pairs):
 
 
 @pytest.mark.parametrize("family", CROSS_ENCODERS)
-def test_pairs_have_the_score_of_sentence_transformers(cross_encoder, start, texts_of, family):
+def test_pairs_have_the_score_of_sentence_transformers(cross_encoder, start, texts_of, least_of, family):
     texts = texts_of(family)
     others = texts[11:] + texts[:11]
     options = {"text_pair": "other", "max_tokens": WINDOW, "token_budget": 2048}
     columns, annotation = found(start(Score, cross_encoder(family), **options), texts, others)
     kept = [row for row, score in enumerate(columns["score"]) if score is not None]
-    assert len(kept) >= min(200, len(texts) * 0.7)
+    assert len(kept) >= least_of(family)
     assert 0 < annotation.truncated_R.sum() < len(texts)
     theirs = by_library(cross_encoder(family), [(texts[row], others[row]) for row in kept])
     np.testing.assert_allclose([columns["score"][row] for row in kept], theirs, atol=1e-4)

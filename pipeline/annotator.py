@@ -38,6 +38,12 @@ class AnnotationSpec:
     allow_code: bool
     model: PinnedModel | None
     pinned: PinnedAnnotation
+    added: tuple[pa.Field, ...] = ()  # its columns, for pools that have neither its model nor its files
+
+    @property
+    def name(self) -> str:
+        """The prefix of its columns."""
+        return str(self.settings["name"])
 
     @property
     def pool(self) -> str | None:
@@ -85,18 +91,16 @@ class Annotator:
     ) -> None:
         """Prepare the annotations over rows of this schema; `load` brings the weights.
 
-        `specs` are all of the job. Where `only` some are to be made here, the tables have the columns of those before.
+        `specs` are all of the job. Where `only` some are to be made here, the tables have the columns of those before;
+        the models of the others are not looked for on this node.
         """
-        here = [number for number, spec in enumerate(specs) if only is None or spec in only]
+        elsewhere = {spec.name: spec.added for spec in specs if only is not None and spec not in only}
         # Tasks read the model's folder when they are made, and the driver's may be on another node.
-        local = [spec.on_this_node() for spec in specs]
-        every = [spec.task() for spec in local]
-        columns = [columns_of(task) for task in every]
-        reads = compile_inputs(every, columns, schema)
-        self._specs = [local[number] for number in here]
-        self._tasks = [every[number] for number in here]
-        self._reads = [reads[number] for number in here]
-        self._added = frozenset(column.name for added in columns for column in added)
+        self._specs = [spec.on_this_node() for spec in specs if spec.name not in elsewhere]
+        self._tasks = [spec.task() for spec in self._specs]
+        columns = [columns_of(task) for task in self._tasks]
+        self._reads = compile_inputs(self._tasks, columns, schema, elsewhere)
+        self._added = frozenset(column.name for added in (*elsewhere.values(), *columns) for column in added)
 
     @property
     def columns(self) -> list[pa.Field]:
@@ -115,8 +119,9 @@ class Annotator:
             try:
                 module = task.build()
                 # A module of the task's own is nobody else's.
-                own = (spec.settings["name"],) if module is not None else ()
-                key = (spec.model.digest, task.needs, spec.pinned.dtype, spec.pinned.device, *own)
+                own = (spec.name,) if module is not None else ()
+                pinned = spec.pinned
+                key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget, *own)
                 if key not in held:
                     held[key] = self._loaded(spec, task.needs, module)
                 task.start(held[key])

@@ -21,13 +21,13 @@ from pipeline.corpus.column import ColumnPath, find_dotted
 from pipeline.corpus.filter import RowFilter, parse_filter
 from pipeline.corpus.text import TextSource, compile_text
 from pipeline.errors import CorpusError, JobError
-from pipeline.quarantine import Failure
+from pipeline.quarantine import Failure, Reason
 from pipeline.tasks.base import ColumnInput, Input, Task
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnSource:
-    """A column or nested field whose values are read as they are."""
+    """A column or nested field whose values are read as they are, as far as they are UTF-8."""
 
     expression: str
     path: ColumnPath
@@ -42,7 +42,21 @@ class ColumnSource:
         column = table.column(self.path.names[0])
         if len(self.path.names) > 1:
             column = pc.struct_field(column, list(self.path.names[1:]))
-        return column.to_pylist(), {}
+        try:
+            return column.to_pylist(), {}
+        except UnicodeDecodeError:
+            return self._one_by_one(column)
+
+    def _one_by_one(self, column: pa.ChunkedArray) -> tuple[list[Any], dict[int, Failure]]:
+        values: list[Any] = [None] * len(column)
+        failures = {}
+        for row in range(len(column)):
+            try:
+                values[row] = column[row].as_py()
+            except UnicodeDecodeError as error:
+                detail = f"'{self.expression}' is not UTF-8: byte 0x{error.object[error.start]:02x}"
+                failures[row] = Failure(Reason.NOT_UTF8, detail)
+        return values, failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +95,24 @@ class Reads:
         return wanted_N
 
 
-def compile_inputs(tasks: Sequence[Task], columns: Sequence[Sequence[pa.Field]], schema: pa.Schema) -> list[Reads]:
+def compile_inputs(
+    tasks: Sequence[Task],
+    columns: Sequence[Sequence[pa.Field]],
+    schema: pa.Schema,
+    elsewhere: Mapping[str, Sequence[pa.Field]] | None = None,
+) -> list[Reads]:
     """What the tasks read of rows of this schema and of each other; `columns` are those that each of them adds.
+
+    `elsewhere` are the columns that annotations of other pools add, by annotation; the order was checked when the job
+    was planned.
 
     Raises CorpusError: an unknown column (one of a later annotation told as such), a type that has no text, a wrong
     predicate.
     """
-    owners: dict[str, str] = {}
+    owners = {field.name: name for name, added in (elsewhere or {}).items() for field in added}
     later = {field.name: task.config.name for task, added in zip(tasks, columns, strict=True) for field in added}
-    known = schema
+    before = [field for added in (elsewhere or {}).values() for field in added if field.name not in schema.names]
+    known = pa.schema([*schema, *before])
     reads = []
     for task, added in zip(tasks, columns, strict=True):
         name = task.config.name

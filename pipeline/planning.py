@@ -80,8 +80,14 @@ def _as_planned(settings: ModelSettings, pinned: PinnedAnnotation | None) -> Mod
 def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]) -> tuple[AnnotationSpec, ...]:
     """The annotations as they travel to the actors."""
     return tuple(
-        AnnotationSpec(_portable(each), job.allow_code, models.by_annotation[each.name], pins[each.name])
-        for each in job.annotations
+        AnnotationSpec(
+            _portable(each),
+            job.allow_code,
+            models.by_annotation[each.name],
+            pins[each.name],
+            tuple(columns_of(task)),
+        )
+        for each, task in zip(job.annotations, tasks_of(job, models), strict=True)
     )
 
 

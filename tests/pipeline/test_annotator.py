@@ -1,6 +1,7 @@
 """Every row gets what its text gave, wherever bad rows stand between."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ def test_annotations_made_apart_are_those_made_together(texts: list[str | None])
         {"name": "last", "text": "long_label"},
     ]
     specs = [AnnotationSpec({"task": COUNTING, "text": "text"} | each, True, None, PINNED) for each in settings]
+    specs = [replace(spec, added=tuple(columns_of(spec.task()))) for spec in specs]
     together = Annotator(specs, table.schema).annotate(table)
     columns: dict[str, Any] = {}
     problems: list[Problem] = []

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
-from pipeline.errors import CorpusError, JobError
+from pipeline.errors import CorpusError, JobError, ModelError
 from pipeline.inputs import compile_inputs, pools_in_order
+from pipeline.models.reference import PinnedModel
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Reason
 
@@ -237,3 +238,43 @@ def test_pools_that_read_each_other_to_and_fro_are_told_with_who_reads_what(orde
     with pytest.raises(JobError, match=words):
         order(*chain)
     assert order(*chain[:2], {**chain[2], "pool": "y"}) == (None, "x", "y")
+
+
+def test_a_value_that_is_not_utf8_fails_its_row_alone(annotator: Any) -> None:
+    raw = pa.array([b"x", b"\xff", None], pa.binary())
+    chats = pa.StructArray.from_arrays([pa.Array.from_buffers(pa.string(), 3, raw.buffers())], names=["content"])
+    table = pa.table({"text": ["a", "b", "c"], "chat": chats})
+    found = _run(annotator, table, {"name": "one", "raw": "chat"})
+    assert found.columns["one_text"].to_pylist() == ["A|{'content': 'x'}", None, "C|{'content': None}"]
+    (problem,) = found.problems
+    assert (problem.row, problem.reason) == (1, Reason.NOT_UTF8)
+    assert problem.detail == "'chat' is not UTF-8: byte 0xff"
+
+
+@pytest.mark.parametrize("where", ["lang = 'de'", "lang LIKE 'd%'", "lang ILIKE '%E'", "lang IN ('de')"])
+def test_where_asks_bytes_that_are_not_utf8_like_any_others(annotator: Any, where: str) -> None:
+    raw = pa.array([b"de", b"\xffd\xe2", b"en"], pa.binary())
+    table = pa.table({"text": ["a", "b", "c"], "lang": pa.Array.from_buffers(pa.string(), 3, raw.buffers())})
+    found = _run(annotator, table, {"name": "one", "where": where})
+    assert found.columns["one_text"].to_pylist() == ["A", None, None]
+    assert found.problems == []
+
+
+def test_the_models_of_other_pools_are_not_looked_for_on_this_node(annotator: Any, tmp_path: Path) -> None:
+    here, there = (
+        AnnotationSpec({"name": name, "task": str(tmp_path / "shout.py"), "text": text}, True, model, PINNED, added)
+        for name, text, model, added in (
+            ("here", "there_text", None, ()),
+            (
+                "there",
+                "text",
+                PinnedModel("gone", None, "/gone", "0" * 64, 1, {}),
+                (pa.field("there_text", pa.string()),),
+            ),
+        )
+    )
+    with pytest.raises(ModelError, match="gone"):
+        Annotator([there, here], TABLE.schema)
+    table = TABLE.append_column("there_text", TABLE["text"]).append_column("there_tokens", [[0] * 5])
+    found = Annotator([there, here], TABLE.schema, [here]).annotate(table)
+    assert found.columns["here_text"].to_pylist() == ["A", "B", None, None, None]

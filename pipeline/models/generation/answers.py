@@ -56,10 +56,6 @@ class Stopper:
         """Whether the text of the answer holds one; asked after each token, so that its tail is enough to look at."""
         return bool(self._stop) and self._holds(answer[-self._tail_tokens :]) and self._holds(answer)
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of `generate` for the same."""
-        return {"stop_strings": list(self._stop), "tokenizer": self._tokenizer} if self._stop else {}
-
     def _holds(self, ids: Sequence[int]) -> bool:
         text = self._tokenizer.decode(ids)
         return any(each in text for each in self._stop)

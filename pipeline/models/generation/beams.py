@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from pipeline.models.generation.answers import End, Stopper
 from pipeline.models.generation.decoding import Rules
@@ -32,6 +32,18 @@ class _Watch:
         return scores_BV
 
 
+class _Stop:
+    """A stopping criterion: the answer alone decides. The library's own would look for a stop string in the prompt."""
+
+    def __init__(self, stopper: Stopper, begin: int) -> None:
+        self._stopper = stopper
+        self._begin = begin
+
+    def __call__(self, ids_BL: torch.Tensor, _: torch.Tensor, **__: Any) -> torch.Tensor:
+        ends_B = [self._stopper.ends(answer) for answer in ids_BL[:, self._begin :].tolist()]
+        return torch.tensor(ends_B, device=ids_BL.device)
+
+
 def search(model: Model, rows: Sequence[Row], stopper: Stopper) -> None:
     """Bring every row to its end; each beam counts as a row under the token budget."""
     for batch in model.micro_batches(rows, copies=model.rules.num_beams):
@@ -46,33 +58,31 @@ def _search(model: Model, rows: Sequence[Row], stopper: Stopper) -> None:
     rules = model.rules
     ids_BL, mask_BL = padded_right([row.prompt_ids for row in rows], rules.pad_id, model.device)
     watch = _Watch(rules.num_beams)
+    begin = 1 if rules.is_seq2seq else ids_BL.shape[1]
     told: Any = model.module.generate(
         input_ids=ids_BL,
         attention_mask=mask_BL,
         logits_processor=LogitsProcessorList([watch]),
+        stopping_criteria=StoppingCriteriaList([_Stop(stopper, begin)] if rules.decoding.stop else []),
         num_return_sequences=1,
         return_dict_in_generate=False,
         **rules.decoding.options(),
         **({} if rules.decoding.max_new_tokens is None else {"max_length": None}),  # what counts is told otherwise
-        **stopper.options(),
     )
     assert watch.broken_B is not None
-    begin = 1 if rules.is_seq2seq else ids_BL.shape[1]
     for row, ids, broken in zip(rows, told[:, begin:].tolist(), watch.broken_B.tolist(), strict=True):
         if broken:
             row.failure = Failure(Reason.NON_FINITE_OUTPUT, "the scores of a beam are not finite")
             continue
-        row.answer, row.end = _ended(ids, row.limit, rules)
+        row.answer, row.end = _ended(ids, row.limit, rules, stopper)
 
 
-def _ended(ids: list[int], limit: int, rules: Rules) -> tuple[list[int], End]:
-    """The answer without what fills it up to the longest of its batch."""
-    for place, token in enumerate(ids):
+def _ended(ids: list[int], limit: int, rules: Rules, stopper: Stopper) -> tuple[list[int], End]:
+    """The answer without what fills it up to the longest of its batch, which may be any token, its last one too."""
+    for length, token in enumerate(ids, start=1):
         if token in rules.eos_ids:
-            forced = rules.forces_eos and place + 1 == limit
-            return ids[: place + 1], End.LENGTH if forced else End.EOS
-    if len(ids) >= limit:
-        return ids, End.LENGTH
-    while ids and ids[-1] == rules.pad_id:
-        ids.pop()
-    return ids, End.STOP
+            forced = rules.forces_eos and length == limit
+            return ids[:length], End.LENGTH if forced else End.EOS
+        if stopper.ends(ids[:length]):
+            return ids[:length], End.STOP
+    return ids, End.LENGTH

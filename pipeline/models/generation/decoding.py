@@ -83,9 +83,10 @@ class Rules:
         start = config._decoder_start_token_tensor
         self.start_id = int(start) if self.is_seq2seq else None
         self._has_own_max_length = module.generation_config.max_length is not None
-        self._has_encoder_rules = self.is_seq2seq and (
-            (config.encoder_no_repeat_ngram_size or 0) > 0 or (config.encoder_repetition_penalty or 1.0) != 1.0
-        )
+        # Of a causal model too, whose prompt stands in for an encoder's.
+        self._has_encoder_rules = (config.encoder_no_repeat_ngram_size or 0) > 0 or (
+            config.encoder_repetition_penalty or 1.0
+        ) != 1.0
         # A causal model's rules count the padding before a prompt, and an encoder's would see its padding.
         self.pads_beams = self.is_seq2seq and not self._has_encoder_rules
         self._by_prompt: dict[tuple[int, bytes], Processors | None] = {}

@@ -139,6 +139,29 @@ def test_an_answer_ends_where_its_text_holds_a_stop_string(loaded, prompts):
         assert cut(tokenizer.decode(whole), stop) == cut(tokenizer.decode(stopped), stop) or end is not End.STOP
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_beam_stops_where_the_answer_holds_a_stop_string_whatever_stands_beside_it(loaded, prompts, family):
+    module, tokenizer = loaded(family)
+    prompts_P = [ids[:6] for ids in prompts(tokenizer, most=6) if len(ids) == 6][:40]
+    asked: dict[str, Any] = {"max_new_tokens": 12, "num_beams": 2, "do_sample": False}
+    free = answers(generate(module, prompts_P, Decoding(**asked), token_budget=4000, device="cpu"))
+    said = [tokenizer.decode(ids, skip_special_tokens=True) for ids in free]
+    in_one = max(set("".join(said)), key=lambda each: sum(each in text for text in said))
+    over_the_border = tokenizer.decode(prompts_P[0])[-1] + said[0][0]  # no answer need hold it
+    ends: set[End | None] = set()
+    for stop in ((in_one,), (over_the_border,)):
+        decoding = Decoding(stop=stop, **asked)
+        done = generate(module, prompts_P, decoding, token_budget=4000, device="cpu", tokenizer=tokenizer)
+        for ids, found, end in zip(prompts_P, answers(done), done.ends_P, strict=True):
+            by_itself = generate(module, [ids], decoding, token_budget=4000, device="cpu", tokenizer=tokenizer)
+            assert (answers(by_itself)[0].tolist(), by_itself.ends_P[0]) == (found.tolist(), end)
+            assert (end is End.STOP) == (end is not End.EOS and stop[0] in tokenizer.decode(found))
+            assert stop[0] not in tokenizer.decode(found[:-1])
+            assert end is not End.LENGTH or len(found) == 12
+        ends |= set(done.ends_P)
+    assert ends == {End.STOP, End.EOS, End.LENGTH}
+
+
 def test_a_row_whose_scores_are_not_finite_fails_alone(loaded, prompts):
     module, tokenizer = loaded("qwen3", max_tokens=127)
     prompts_P = prompts(tokenizer, most=12, every=20)
@@ -174,6 +197,16 @@ def test_repeats_are_counted_over_a_row_s_own_tokens(loaded, prompts):
     options: dict[str, Any] = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "min_new_tokens": 3, **GREEDY}
     done = generate(module, prompts_P, Decoding(max_new_tokens=12, **options), token_budget=256, device="cpu")
     assert near_ties(module, prompts_P, answers(done), max_new_tokens=12, **options) <= 1
+
+
+@pytest.mark.parametrize("rule", [{"encoder_repetition_penalty": 3.0}, {"encoder_no_repeat_ngram_size": 1}])
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_rules_about_the_prompt_look_at_a_row_s_own_prompt(loaded, prompts, family, rule):
+    module, tokenizer = loaded(family, generation=rule)
+    prompts_P = prompts(tokenizer, most=6, every=6)
+    done = generate(module, prompts_P, Decoding(max_new_tokens=8, **GREEDY), token_budget=4000, device="cpu")
+    assert len({len(ids) for ids in prompts_P}) < len(prompts_P) // 2  # many are equally long
+    assert near_ties(module, prompts_P, answers(done), max_new_tokens=8, **GREEDY) <= 1
 
 
 def test_the_titles_model_writes_what_generate_writes(texts):

@@ -101,7 +101,8 @@ def tokenizer_digest(folder: Path) -> str:
     Counted are the tokenizer files, the options of tokenizer.json and tokenizer_config.json without those that change
     no tokens (whatever their order), code of the folder, and the model type, by which transformers chooses a class.
     """
-    names = sorted(path.name for path in digest_files(folder) if path.name in TOKENIZER_NAMES or path.suffix == ".py")
+    counted = [path.relative_to(folder).as_posix() for path in digest_files(folder)]
+    names = [name for name in counted if name in TOKENIZER_NAMES or name.endswith(".py")]
     names += sorted(path.name for path in folder.glob("*.spm") if path.name not in names)
     files = {name: _sha256(folder / name) for name in names if name not in _TOKENIZER_OPTIONS}
     options: dict[str, Any] = {"model_type": read_optional(folder / "config.json").get("model_type")}

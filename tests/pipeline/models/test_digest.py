@@ -160,6 +160,18 @@ def test_what_may_change_tokens_changes_the_tokenizer_digest(make_model, name, c
     assert tokenizer_digest(folder) != before
 
 
+def test_code_in_a_subfolder_decides_tokens_too(make_model):
+    folder = make_model(config={"auto_map": {"AutoModel": "code.mine.Mine"}})
+    (folder / "code").mkdir()
+    for name in ("mine.py", "code/mine.py"):
+        (folder / name).write_text("first = 1\n")
+    before = tokenizer_digest(folder)
+    (folder / "code/mine.py").write_text("second = 2\n")
+    changed = tokenizer_digest(folder)
+    (folder / "mine.py").unlink()
+    assert len({before, changed, tokenizer_digest(folder)}) == 3
+
+
 def test_a_tokenizer_file_that_is_no_json_is_told(make_model):
     folder = make_model()
     (folder / "tokenizer.json").write_text("{")

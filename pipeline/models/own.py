@@ -24,9 +24,12 @@ def load_own(
 ) -> LoadedModel:
     """Fill the module from the folder's weights, bring it to its device and number format, and load the tokenizer.
 
-    Raises ModelError: weights that the module has and the folder lacks, or the other way round; other shapes; a
-    tokenizer that cannot be built.
+    Raises ModelError: weights that the module has and the folder lacks, or the other way round; other shapes; a GGUF
+    file; a tokenizer that cannot be built.
     """
+    if pinned.gguf_file is not None:
+        # Safetensors may lie beside it, which the pinned digest does not count.
+        raise ModelError(f"model {pinned.ref!r} is a GGUF file, and a module of one's own is filled from safetensors")
     torch.set_num_threads(threads)
     pinned = on_this_node(pinned)
     _fill(module, pinned)

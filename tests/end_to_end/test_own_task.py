@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,11 @@ def test_weights_that_do_not_fit_the_module_are_refused(
     module = example.RnnSummarizer(config["vocab_size"], config["hidden_size"], config["start_id"], config["end_id"])
     with pytest.raises(ModelError, match=words):
         load_own(module, pin(ModelSettings(ref=str(copy))), "float32", "cpu", 1, 64)
+
+
+def test_a_gguf_file_does_not_fill_a_module_from_the_safetensors_beside_it(folder: Path, example: Any) -> None:
+    beside = replace(pin(ModelSettings(ref=str(folder))), gguf_file="m.gguf")
+    config = json.loads((folder / "config.json").read_text())
+    module = example.RnnSummarizer(config["vocab_size"], config["hidden_size"], config["start_id"], config["end_id"])
+    with pytest.raises(ModelError, match=r"is a GGUF file, and a module of one's own is filled from safetensors"):
+        load_own(module, beside, "float32", "cpu", 1, 64)

@@ -172,7 +172,7 @@ def _locate(ref: str, allow_remote_code: bool) -> _Place:
     """The model's folder on this node, and the commit of a hub model."""
     scheme = _SCHEME.fullmatch(ref)
     if scheme is None:
-        file = Path(ref).expanduser()
+        file = _expanded(ref)
         if file.suffix.lower() == ".gguf" and file.is_file():
             return _Place(file.parent.resolve(), gguf_file=file.name)
         return _Place(_local_folder(ref))
@@ -194,8 +194,15 @@ def _locate(ref: str, allow_remote_code: bool) -> _Place:
     return _Place(folder, commit, gguf_file)
 
 
+def _expanded(ref: str) -> Path:
+    try:
+        return Path(ref).expanduser()
+    except RuntimeError:
+        raise ModelError(f"{Path(ref).parts[0]} is the home folder of nobody here: write the whole path") from None
+
+
 def _local_folder(ref: str) -> Path:
-    folder = Path(ref).expanduser()
+    folder = _expanded(ref)
     if folder.is_dir():
         return folder.resolve()
     if folder.exists():

@@ -56,6 +56,10 @@ def test_a_local_folder_may_be_absolute_or_in_the_home_folder(make_model, monkey
     assert pin(ModelSettings(ref=str(folder))).folder == pin(ModelSettings(ref="~/model")).folder == str(folder)
 
 
+def test_a_home_folder_of_nobody_is_told():
+    refused("~no-such-user/model", "~no-such-user is the home folder of nobody here: write the whole path")
+
+
 def test_a_misspelt_folder_tells_its_nearest_sibling(make_model):
     folder = make_model("minilm")
     refused(folder.parent / "minilml", f"no folder 'minilml' in {folder.parent}; did you mean 'minilm'[?]")

@@ -269,7 +269,7 @@ def _head(pinned: PinnedModel, classes: list[str], multi_label: bool) -> Inferen
 def _filled(template: str, label: str) -> str:
     try:
         return template.format(label)
-    except (IndexError, KeyError, ValueError) as fault:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as fault:
         raise ValueError(
             f"{template!r} cannot take a label ({type(fault).__name__}: {fault}): write one {{}}"
         ) from None

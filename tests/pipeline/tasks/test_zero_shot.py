@@ -94,6 +94,8 @@ def test_minilm_knows_a_game_from_a_web_server(minilm, start):
             "cannot take a label (KeyError: 'x'): write one {}",
         ),
         ({"labels": ["a", "b"], "hypothesis_template": "{} {}"}, "cannot take a label (IndexError"),
+        ({"labels": ["a", "b"], "hypothesis_template": "It is {.name}."}, "cannot take a label (AttributeError"),
+        ({"labels": ["a", "b"], "hypothesis_template": "It is {0[a]}."}, "cannot take a label (TypeError"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
@@ -264,3 +266,9 @@ def test_a_sentence_that_leaves_no_room_for_a_text_is_refused(tiny, start):
         JobError, match=r"the sentence of label 'b' has .* tokens, which leaves no room for a text in a w"
     ):
         start(ZeroShot, of_families(tiny)["bert"], labels={"a": "a", "b": "b " * 40})
+
+
+def test_a_sentence_without_tokens_is_refused(tiny, start):
+    folder = of_families(tiny)["bert"]
+    with pytest.raises(JobError, match="annotation 'found': the sentence of label 'nothing' has no token"):
+        start(ZeroShot, folder, labels={"a": "a", "nothing": "\u200b"}, hypothesis_template="{}\u200b")

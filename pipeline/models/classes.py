@@ -35,9 +35,10 @@ class InferenceHead:
 def class_names(pinned: PinnedModel) -> list[str]:
     """The classes in the order of the head's rows; LABEL_0, LABEL_1 … where config.json has no names.
 
-    Raises ModelError: names that do not count from 0; more of them than the head has rows, or fewer.
+    Raises ModelError: names that are not by number, or do not count from 0; more of them than the head has rows, or
+    fewer.
     """
-    named = {int(number): str(name) for number, name in (pinned.config.get("id2label") or {}).items()}
+    named = _stated_names(pinned)
     rows = _head_rows(pinned)
     if not named:
         count = rows or pinned.config.get("num_labels") or DEFAULT_CLASSES
@@ -76,6 +77,17 @@ def inference_head(names: Sequence[str]) -> InferenceHead | None:
     if contradiction is None and len(names) == 2:
         contradiction = 1 - entailment
     return InferenceHead(entailment, contradiction)
+
+
+def _stated_names(pinned: PinnedModel) -> dict[int, str]:
+    stated = pinned.config.get("id2label") or {}
+    try:
+        return {int(number): str(name) for number, name in stated.items()}
+    except (AttributeError, ValueError) as fault:  # no object, or keys that are no numbers
+        raise ModelError(
+            f"model {pinned.ref!r}: id2label in config.json does not name labels by their numbers, as in "
+            f'{{"0": "games", "1": "web"}}: {fault}'
+        ) from fault
 
 
 def _head_rows(pinned: PinnedModel) -> int | None:

@@ -139,6 +139,8 @@ def test_labels_without_names_are_numbered(classifier, relabelled, prepare, star
         ),
         ({str(number): str(number) for number in range(4)}, "has more names than labels: its head has 3 rows"),
         ({"1": "games", "2": "web", "3": "math"}, "id2label in config.json does not count from 0 without gaps"),
+        ({"games": 0, "web": 1, "math": 2}, "id2label in config.json does not name labels by their numbers, .*'games'"),
+        (["games", "web", "math"], "id2label in config.json does not name labels by their numbers"),
     ],
 )
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

@@ -160,6 +160,11 @@ class WindowTask(Task):
             if self.second_input() is None
             else self.maker.pair([first], [second], ["a b"], ["c d"], self.cut)
         )
+        if (failure := pieces.failures.get(0)) is not None:
+            raise JobError(
+                f"max_tokens: {self.window_tokens} and the windows' overlap leave no room for a pair of two words: "
+                f"{failure.detail}"
+            )
         padded = pad(pieces.ids_P, np.array([0]), self.loaded.pad_id, self.loaded.device, pieces.types_P)
         try:
             with torch.inference_mode():

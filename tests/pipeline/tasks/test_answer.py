@@ -3,6 +3,8 @@
 import functools
 import inspect
 import shutil
+import types
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -406,3 +408,24 @@ def test_options_that_make_no_sense_are_refused(options, words):
 def test_windows_without_room_are_refused(answerer):
     with pytest.raises(JobError, match="annotation 'found': stride: 93 tokens of overlap leave no room"):
         answerer(stride=93)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stride": 92}, "max_tokens: 96 and the windows' overlap leave no room for a pair of two words: .* has 2 tok"),
+        ({"stride": None, "max_tokens": 5}, "max_tokens: 5 and the windows' overlap leave no room .* room for 0 of"),
+    ],
+)
+def test_windows_that_a_question_of_two_words_fills_are_refused(tiny, start, options, words):
+    folder = tiny("bert", "QuestionAnswering", max_tokens=WINDOW)
+    with pytest.raises(JobError, match=f"annotation 'found': {words}"):
+        start(Answer, folder, question="q", **options)
+
+
+def test_a_head_that_does_not_give_two_numbers_for_each_token_is_refused(answerer):
+    task = answerer()
+    shorter = types.SimpleNamespace(start_logits=torch.zeros(1, 2), end_logits=torch.zeros(1, 2))
+    loaded = replace(task.loaded, module=lambda **inputs: shorter)
+    with pytest.raises(ModelError, match=r"annotation 'found': .* does not give two numbers for each of \d tokens"):
+        task.start(loaded)

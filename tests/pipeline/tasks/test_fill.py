@@ -2,6 +2,8 @@
 
 import random
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -388,3 +390,17 @@ def test_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValidationError) as told:
         Fill.Config.model_validate({"name": "a", "task": "fill", "text": "b", "model": "c", **options})
     assert words in str(told.value)
+
+
+def test_a_model_that_scores_no_vocabulary_is_refused(tiny, start):
+    task = start(Fill, tiny("bert", "MaskedLM"))
+
+    class OneNumber(torch.nn.Module):
+        def get_output_embeddings(self):
+            return None
+
+        def forward(self, input_ids, **inputs):
+            return SimpleNamespace(logits=torch.zeros(input_ids.shape))
+
+    with pytest.raises(ModelError, match=r"annotation 'found': .* gives no score for each word of a vocabulary"):
+        task.start(replace(task.loaded, module=OneNumber()))

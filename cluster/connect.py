@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from math import ceil
 from pathlib import Path
 from types import ModuleType
 
@@ -110,7 +109,8 @@ class RayCluster:
                 ray.init(
                     address="local",
                     num_cpus=int(sum(each.actors * each.cpus_per_actor for each in pools) + beside),
-                    num_gpus=ceil(sum(each.actors * each.gpus_per_actor for each in pools)),
+                    # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
+                    num_gpus=_gpus() if any(each.gpus_per_actor > 0 for each in pools) else 0,
                     object_store_memory=settings.object_store_memory,
                     # Ray would offer less than was asked for, and wait without end for a place for the last actor.
                     _memory=sum(memory) or None,

@@ -46,6 +46,17 @@ def _address(value: str) -> str:
     return value
 
 
+def _gpu_share(value: float | None) -> float | None:
+    """Ray divides one GPU among actors, and gives several only whole."""
+    if value is not None and value > 0 and (value % 1 if value > 1 else not _parts(value)):
+        raise PydanticCustomError(
+            "gpu_share",
+            "{value} GPUs cannot be given to one actor: 0, 0.0001 to 1, or a whole number",
+            {"value": value},
+        )
+    return value
+
+
 class PoolSettings(Settings):
     """How many actors a pool has, and what each of them takes."""
 
@@ -53,10 +64,10 @@ class PoolSettings(Settings):
     """Number of actors; each holds every model of the pool's annotations. Default: as many as fit, shared evenly among
     the pools that do not say."""
 
-    cpus_per_actor: float | None = Field(default=None, gt=0, le=1024)
+    cpus_per_actor: float | None = Field(default=None, ge=0.0001, le=1024)
     """CPUs of one actor, and so its threads. Default: 1."""
 
-    gpus_per_actor: float | None = Field(default=None, ge=0, le=64)
+    gpus_per_actor: Annotated[float | None, AfterValidator(_gpu_share)] = Field(default=None, ge=0, le=64)
     """GPUs of one actor. Default: 1 where there are GPUs, else 0."""
 
     memory: Annotated[int | None, BeforeValidator(_bytes)] = Field(default=None, ge=1 << 20)
@@ -232,23 +243,46 @@ class _Free:
     """What the nodes have left, in whole numbers of what Ray divides CPUs and GPUs into."""
 
     def __init__(self, nodes: Sequence[Node], spare_cpus: float) -> None:
-        self._left = [[_parts(node.cpus - spare_cpus), _parts(node.gpus), node.memory_bytes] for node in nodes]
+        self._left = [[_parts(node.cpus - spare_cpus), node.memory_bytes] for node in nodes]
+        # A share is of one GPU: what two of them have left makes no third.
+        self._gpus = [[_parts(1)] * int(node.gpus) for node in nodes]
         self._full: dict[_Size, int] = {}  # so many nodes, from the first on, have no place for one more of the size
 
     def take(self, size: _Size, most: int | None) -> int:
         """Place actors of this size, at most so many; how many found a place."""
-        need = [_parts(size.cpus), _parts(size.gpus), size.on_node_bytes]
+        need = [_parts(size.cpus), size.on_node_bytes]
         taken = 0
         for number in range(self._full.get(size, 0), len(self._left)):
-            left = self._left[number]
+            left, gpus = self._left[number], self._gpus[number]
             room = max(0, min(have // part for have, part in zip(left, need, strict=True) if part))
             here = room if most is None else min(room, most - taken)
+            if size.gpus:
+                here = min(here, _fitting(gpus, size.gpus))
+                self._gpus[number] = _given(gpus, size.gpus, here)
             self._left[number] = [have - here * part for have, part in zip(left, need, strict=True)]
             taken += here
             if taken == most:
                 break
             self._full[size] = number + 1
         return taken
+
+
+def _fitting(gpus: Sequence[int], each: float) -> int:
+    """Actors that find their GPUs, or their share of one, among what each GPU has left."""
+    share = _parts(min(each, 1))
+    return sum(left // share for left in gpus) // max(1, int(each))
+
+
+def _given(gpus: Sequence[int], each: float, actors: int) -> list[int]:
+    """What each GPU has left afterwards."""
+    share = _parts(min(each, 1))
+    shares = actors * max(1, int(each))
+    after = []
+    for left in gpus:
+        here = min(shares, left // share)
+        shares -= here
+        after.append(left - here * share)
+    return after
 
 
 def _parts(amount: float) -> int:

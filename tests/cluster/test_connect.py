@@ -114,6 +114,25 @@ def test_gpus_that_torch_cannot_see_are_refused_before_ray_starts(monkeypatch: p
         RayCluster(ClusterSettings(gpus_per_actor=1)).workers({None: 0})
 
 
+def test_an_embedded_ray_has_a_gpu_for_each_share_that_was_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    monkeypatch.setattr("pipeline.models.device.require_gpus", lambda *_pools: None)  # Ray counts without looking
+    settings = ClusterSettings(actors=2, gpus_per_actor=0.6, cpus_per_actor=0.5, object_store_memory=100 << 20)
+    cluster = RayCluster(settings)
+    cluster.workers({None: 0})
+    with cluster.connected():
+        shares = [ray.remote(num_gpus=0.6, num_cpus=0.5)(_Holder).remote() for _ in range(2)]
+        ready, _ = ray.wait([each.gpu.remote() for each in shares], num_returns=2, timeout=60)
+        assert len(set(ray.get(ready))) == 2
+
+
+class _Holder:
+    def gpu(self) -> str:
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
 @pytest.mark.parametrize("port", [1, 99_999])
 def test_a_port_where_no_cluster_can_be_is_told_at_once(port: int) -> None:
     with pytest.raises(PlacementError, match=rf"no Ray cluster answers at cluster\.address '127\.0\.0\.1:{port}'"):

@@ -36,6 +36,26 @@ def test_fractions_of_a_gpu_share_it() -> None:
     assert _alone(ClusterSettings(gpus_per_actor=0.5), [SERVER], MINILM_BYTES, spare_cpus=1).actors == 16
 
 
+def test_a_share_of_a_gpu_is_of_one_gpu() -> None:
+    two = Node(cpus=64, gpus=2, memory_bytes=512 * GIB)
+    for share, actors in [(0.6, 2), (0.4, 4), (0.3, 6), (1.0, 2), (2.0, 1)]:
+        assert _alone(ClusterSettings(gpus_per_actor=share), [two], MINILM_BYTES, spare_cpus=1).actors == actors
+    with pytest.raises(PlacementError, match=r"cluster\.actors is 3, but only 2 of 1 CPUs, 0\.6 GPUs"):
+        _alone(ClusterSettings(gpus_per_actor=0.6, actors=3), [two], MINILM_BYTES, spare_cpus=1)
+    shared = _pools(large={"gpus_per_actor": 0.6}, small={"gpus_per_actor": 0.4, "actors": 1})
+    assert _actors(shared, [two], "large", "small") == {"large": 2, "small": 1}
+    with pytest.raises(PlacementError, match=r"an actor of each pool does not fit at the same time"):
+        _actors(_pools(a={"gpus_per_actor": 2}, b={"gpus_per_actor": 0.1}), [two], "a", "b")
+
+
+@pytest.mark.parametrize("share", [1.5, 0.00001])
+def test_a_share_of_gpus_that_ray_does_not_give_is_refused(share: float) -> None:
+    with pytest.raises(
+        ValidationError, match=rf"{share} GPUs cannot be given to one actor: 0, 0\.0001 to 1, or a whole number"
+    ):
+        ClusterSettings(gpus_per_actor=share)
+
+
 def test_no_gpu_can_be_asked_for_where_there_are_some() -> None:
     assert _alone(ClusterSettings(gpus_per_actor=0), [SERVER], MINILM_BYTES, spare_cpus=1).device == "cpu"
 
@@ -80,7 +100,10 @@ def test_memory_may_be_written_as_text() -> None:
     assert ClusterSettings(memory="4GiB").memory == 4 * GIB  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("wrong", [{"actors": 0}, {"memory": "a lot"}, {"gpus_per_actor": -1}, {"adress": "local"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"actors": 0}, {"cpus_per_actor": 0.00001}, {"memory": "a lot"}, {"gpus_per_actor": -1}, {"adress": "local"}],
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ClusterSettings.model_validate(wrong)

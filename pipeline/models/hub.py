@@ -7,6 +7,7 @@ Endpoint, cache, token and offline mode are huggingface_hub's own: HF_ENDPOINT, 
 Of the processes of a node that need a model, one downloads it; the others wait for it and find it in the cache.
 """
 
+import errno
 import itertools
 import random
 import re
@@ -33,6 +34,8 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.codes", "*
 _UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "original/*", "checkpoint-*/*", "consolidated*", "*.fp16.safetensors"]
 # Errors of the HTTP library, whichever the client uses, that cut an answer off; no connection at all is told at once.
 _CUT_OFF = frozenset({"ConnectTimeout", "PoolTimeout", "ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"})
+# Writing on tells these without a file's name; opening one names it.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 Answer = TypeVar("Answer")
 
@@ -243,10 +246,10 @@ def _told(problem: Exception, name: str, revision: str) -> ModelError:
         )
     if isinstance(problem, errors.HFValidationError):
         return ModelError(f"{name!r} is no name of a hub model: {problem}")
-    if isinstance(problem, OSError) and problem.filename is not None:
+    if isinstance(problem, OSError) and (problem.filename is not None or problem.errno in _NO_ROOM):
+        where = problem.filename or constants.HF_HUB_CACHE
         return ModelError(
-            f"cannot write {name} to the cache ({problem.filename}: {problem.strerror}): set HF_HOME to a folder that "
-            "has room"
+            f"cannot write {name} to the cache ({where}: {problem.strerror}): set HF_HOME to a folder that has room"
         )
     return ModelError(
         f"cannot reach the hub at {constants.ENDPOINT} ({type(problem).__name__}: {problem}): check the network; a "

@@ -48,10 +48,10 @@ def commit(hub, make_model):
 def start(hub, tmp_path):
     """Begin to pin references in a process of its own, whose environment says where the hub and its cache are."""
 
-    def begin(*refs, home="home", **options):
+    def begin(*refs, home="home", before="", **options):
         wanted = [ref if isinstance(ref, dict) else {"ref": ref} for ref in refs]
         return subprocess.Popen(
-            [sys.executable, "-c", PIN, json.dumps(wanted)],
+            [sys.executable, "-c", before + PIN, json.dumps(wanted)],
             env=hub.environment(tmp_path / home, **options),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -236,6 +236,15 @@ def test_a_cache_that_cannot_be_written_is_named(commit, pins, tmp_path):
     (outcome,) = pins("hub:org/name@main", HF_HUB_CACHE=str(tmp_path / "file/cache"))
     assert "cannot write org/name to the cache (" in outcome["fault"]
     assert "set HF_HOME to a folder that has room" in outcome["fault"]
+
+
+def test_a_disk_that_is_full_in_the_midst_of_a_download_is_told_as_such(hub, pins, make_model, tmp_path):
+    folder = make_model("large")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | {"chat_template.jinja": b"x" * 2**22}
+    hub.publish("org/large", files)
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**21, 2**21))\n"
+    (outcome,) = pins("hub:org/large@main", before=full)
+    assert f"cannot write org/large to the cache ({tmp_path}/home/hub: File too large)" in outcome["fault"]
 
 
 @settings(deadline=None)

@@ -50,17 +50,20 @@ def last_words(terminal: TextIO, words: str) -> Iterator[None]:
     waiting, telling = os.pipe()
     child = os.fork()  # early: no thread and no Ray yet
     if child == 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.close(telling)
-        if not os.read(waiting, 1):
-            os.write(descriptor, words.encode())
-        os._exit(0)
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.close(telling)
+            if not os.read(waiting, 1):
+                os.write(descriptor, words.encode())
+        finally:  # also where the terminal is gone: what the block holds is the parent's to end
+            os._exit(0)
     os.close(waiting)
     try:
         yield
     finally:
-        os.write(telling, b".")
+        with contextlib.suppress(BrokenPipeError):  # somebody killed the child
+            os.write(telling, b".")
         os.close(telling)
         os.waitpid(child, 0)
 

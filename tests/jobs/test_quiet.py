@@ -96,3 +96,20 @@ with quiet() as (terminal, log), last_words(terminal, "these are the last words"
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert ("these are the last words" in ended.stderr) == said
+
+
+def test_a_run_does_not_fail_for_want_of_somebody_to_say_its_last_words() -> None:
+    script = """
+import os
+from jobs.quiet import last_words, quiet
+children, fork = [], os.fork
+def forked():
+    children.append(fork())
+    return children[0]
+os.fork = forked
+with quiet() as (terminal, log), last_words(terminal, "these are the last words"):
+    os.kill(children[0], 9)
+    os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOWAIT)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -104,6 +104,15 @@ class GenerateSettings(DecodingSettings):
     def _one_way_of_writing(self) -> Self:
         if self.sample and (self.num_beams or 1) > 1:
             raise ValueError(f"sample needs `num_beams: 1`, not {self.num_beams}: beams do not draw")
+        if self.num_beams is None and self.choices is None:
+            for option in ("length_penalty", "early_stopping"):
+                if getattr(self, option) is not None:
+                    raise ValueError(f"{option} needs beams: set `num_beams`, which is 1 (greedy) otherwise")
+        if self.max_new_tokens is None and (self.min_new_tokens or 0) > DEFAULT_NEW_TOKENS and self.choices is None:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} is more than {DEFAULT_NEW_TOKENS}, the default of "
+                "max_new_tokens: set that too"
+            )
         if self.sample or self.choices is not None:
             return self
         for option in _DRAWING:

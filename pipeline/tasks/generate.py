@@ -313,16 +313,18 @@ class Generate(WindowTask):
         """A row's prompt as it stands before every choice, and the choices."""
         ids = prompts.ids_R[row]
         assert ids is not None
+        # What the tokenizer puts after a text stands in nobody's way, and a chat template has put everything.
+        after = len(self.maker.frame.after) if self.config.messages is None else 0
+        whole = ids[: len(ids) - after]
         if prompts.truncated_R[row]:
-            return ids, choices.apart
+            return whole, choices.apart
         border = choices.after(prompts.texts_R[row])
         if isinstance(border, Failure):
             return border
-        # What the tokenizer puts after a text stands in nobody's way, and a chat template has put everything.
         before = self.maker.frame.before if self.config.messages is None else np.zeros(0, np.int32)
         prompt_ids = np.concatenate([before, border.prompt_ids])
         if len(prompt_ids) == 0:
-            return ids, choices.apart
+            return whole, choices.apart
         count = len(prompt_ids) + max(map(len, border.continuations))
         if count > self.window_tokens + self._new_tokens:
             return Failure(Reason.NO_ROOM, f"the prompt and a choice have {count} tokens; {self._bound}")

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from pipeline.errors import ModelError
 from pipeline.models.generation.answers import End, cut
 from pipeline.models.generation.decoding import Decoding
 from pipeline.models.generation.generate import generate
@@ -176,6 +177,39 @@ def test_a_row_whose_scores_are_not_finite_fails_alone(loaded, prompts):
     last = len(prompts_P) - 1
     assert {row: failure.reason for row, failure in done.failures.items()} == {last: Reason.NON_FINITE_OUTPUT}
     assert [ids is None for ids in done.ids_P] == [row == last for row in range(len(prompts_P))]
+
+
+def test_a_row_of_whose_beams_a_score_is_not_finite_fails_alone(loaded, prompts):
+    module, tokenizer = loaded("bart")
+    prompts_P = prompts(tokenizer, most=12, every=20)
+    poison = max(set(range(module.config.vocab_size)) - {int(token) for ids in prompts_P for token in ids})
+    prompts_P.insert(1, np.array([5, poison], np.int32))
+
+    def poisoned(module, args, kwargs, output):
+        output.last_hidden_state[(kwargs["input_ids"] == poison).any(1)] = torch.nan
+        return output
+
+    decoding = Decoding(max_new_tokens=3, num_beams=2)
+    module.get_encoder().register_forward_hook(poisoned, with_kwargs=True)
+    done = generate(module, prompts_P, decoding, token_budget=256, device="cpu")
+    assert {row: failure.reason for row, failure in done.failures.items()} == {1: Reason.NON_FINITE_OUTPUT}
+    assert [ids is None for ids in done.ids_P] == [row == 1 for row in range(len(prompts_P))]
+
+
+def test_a_model_without_a_decoder_s_first_token_is_told(loaded, prompts):
+    module, tokenizer = loaded("bart")
+    for config in (module.config, module.generation_config):
+        config.decoder_start_token_id = config.bos_token_id = None
+    with pytest.raises(ModelError, match=r"BartForConditionalGeneration cannot generate: .*decoder_start_token_id"):
+        generate(module, prompts(tokenizer, every=50), Decoding(max_new_tokens=2), token_budget=256, device="cpu")
+
+
+def test_a_prompt_as_long_as_the_model_s_max_length_fails_alone(loaded):
+    module, _ = loaded("gpt2", generation={"max_length": 5})
+    prompts_P = [np.arange(5, 5 + length, dtype=np.int32) for length in (3, 5)]
+    done = generate(module, prompts_P, Decoding(**GREEDY), token_budget=256, device="cpu")
+    assert done.failures.keys() == {1}
+    assert "the prompt has 5 tokens, and the model's generation_config ends at max_length 5" in done.failures[1].detail
 
 
 def test_text_is_cut_before_its_first_stop_string():

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from pipeline.errors import CorpusError, JobError, ModelError
 from pipeline.inputs import compile_inputs
 from pipeline.models.loading import load
 from pipeline.models.reference import ModelSettings, pin
-from pipeline.quarantine import Reason
+from pipeline.quarantine import Failure, Reason
 from pipeline.tasks._chat import Message, filled, inputs_of, read
 from pipeline.tasks._choices import Border, Choices, divided, shared, softmax
 from pipeline.tasks.base import ColumnInput, TextInput, Texts
@@ -202,6 +203,19 @@ def test_a_window_that_the_answer_fills_is_refused(causal, prepare):
         prepare(Generate, causal(), max_tokens=100, max_new_tokens=29)
     with pytest.raises(JobError, match="max_tokens: 200 is more than the 128 positions"):
         prepare(Generate, causal(), max_tokens=200, max_new_tokens=4)
+
+
+def test_ways_of_decoding_of_the_model_s_own_that_are_unknown_here_are_told(causal, start):
+    for said, told in (
+        ({"guidance_scale": 2.0}, r"'found': guidance_scale 2.0 of the model's generation_config is not supported"),
+        ({"prompt_lookup_num_tokens": 3}, r"'found': decoding by assisted_generation is not supported; allowed"),
+    ):
+        with pytest.raises(JobError, match=told):
+            start(Generate, causal("gpt2", generation=said), **SHORT)
+    typical = causal("gpt2", generation={"do_sample": True, "typical_p": 0.5})
+    with pytest.raises(JobError, match=r"'found': sampling with typical_p 0.5 .* is not supported; supported: temp"):
+        start(Generate, typical, sample=True, **SHORT)
+    start(Generate, typical, **SHORT)  # greedy does not look at it
 
 
 def test_another_kind_of_model_is_refused(tiny, make_encoder, prepare):
@@ -427,6 +441,18 @@ def test_a_prompt_and_a_choice_must_fit_together(causal, start, prompts):
     assert Reason.NO_ROOM not in {failure.reason for failure in annotation.failures.values()}
 
 
+def test_no_end_of_text_stands_between_a_prompt_and_its_choice(causal, start, prompts):
+    options = {"choices": ["games", "web"], "all_scores": True, "max_tokens": 12, "long_text": "truncate"}
+    task = start(Generate, causal("llama"), **options)
+    some = [prompt[:8] if row % 2 else prompt for row, prompt in enumerate(prompts[:60])]
+    columns, annotation = found(task, some)
+    assert 5 < annotation.truncated_R.sum() < 55
+    # As with a tokenizer that ends every text: one token more in the window, behind the prompt.
+    task.maker.frame = replace(task.maker.frame, after=np.array([2], np.int32))
+    task.window_tokens += 1
+    assert found(task, some)[0] == columns
+
+
 def test_a_choice_that_could_never_win_is_told(causal, start):
     folder = causal("gpt2")
     short, long = "web", "web web"
@@ -442,6 +468,25 @@ def test_choices_of_the_same_tokens_are_refused(causal, start):
     for way in ("sum", "mean"):
         with pytest.raises(JobError, match=r"'found': choices: .* and .* are the same tokens of this model"):
             start(Generate, causal("qwen2"), choices=[composed, combining], choice_score=way)
+
+
+class Words:
+    """A slow tokenizer: a word is a token, what nobody sees is none, and a null character is refused."""
+
+    def encode(self, text, add_special_tokens):
+        assert not add_special_tokens
+        if "\0" in text:
+            raise ValueError("a null character")
+        return [len(word) for word in text.replace("\u200b", "").split()]
+
+
+def test_choices_that_are_no_tokens_are_refused():
+    with pytest.raises(JobError, match=r"choices: '\\u200b' becomes no token of this model"):
+        Choices(TextTokenizer(Words()), ["games", "\u200b"])
+    with pytest.raises(JobError, match="choices: the tokenizer refuses them: ValueError: a null character"):
+        Choices(TextTokenizer(Words()), ["games", "a\0"])
+    failure = Choices(TextTokenizer(Words()), ["games", "a web"]).after("a\0")
+    assert failure == Failure(Reason.TOKENIZER_FAILED, "ValueError: a null character")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -515,6 +560,11 @@ CHAT = [{"role": "user", "content": "{body}"}]
         ({"choices": ["a", "a"]}, "choices: 'a' stands there twice"),
         ({"choices": {"one": "a", "two": "a"}}, "choices: 'a' stands there twice"),
         ({"min_new_tokens": 5, "max_new_tokens": 4}, "min_new_tokens 5 is more than max_new_tokens 4"),
+        ({"min_new_tokens": 129}, "min_new_tokens 129 is more than 128, the default of max_new_tokens"),
+        ({"length_penalty": 2.0}, "length_penalty needs beams: set `num_beams`"),
+        ({"early_stopping": True}, "early_stopping needs beams: set `num_beams`"),
+        ({"num_beams": 1, "length_penalty": 2.0}, r"length_penalty needs beams; num_beams is 1 \(greedy\)"),
+        ({"choices": ["a", "b"], "length_penalty": 2.0}, "length_penalty has no sense beside `choices`"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, message):

@@ -111,7 +111,7 @@ def catalogue() -> dict[str, str]:
 def described(name: str, allow_code: bool = False) -> Entry:
     """What a task offers, or the task of a user's own file.
 
-    Raises JobError: no such task (nearest match and all known told); whatever is wrong with a user's file.
+    Raises JobError: no such task (nearest match and all known told); whatever is wrong with a user's file or its code.
     """
     kind = tasks.find(name, allow_code)
     shared = _options(AnnotationSettings)
@@ -158,9 +158,17 @@ def _option(name: str, key: str, within: Mapping[str, Any], defs: Mapping[str, A
     found = [Option(name, _kind(schema, defs), required, schema.get("default"), said)]
     for branch in schema.get("anyOf", [schema]):
         if "$ref" in branch and "." not in name:
-            inner = defs[branch["$ref"].rpartition("/")[2]]
-            found += [each for below in inner["properties"] for each in _option(f"{name}.{below}", below, inner, defs)]
+            inner = _meant(branch, defs)
+            found += [
+                each for below in inner.get("properties", ()) for each in _option(f"{name}.{below}", below, inner, defs)
+            ]
     return found
+
+
+def _meant(reference: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema that a `$ref` names: of a mapping, or of an enumeration."""
+    meant: Mapping[str, Any] = defs[reference["$ref"].rpartition("/")[2]]
+    return meant
 
 
 def _kind(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
@@ -169,7 +177,8 @@ def _kind(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         branches = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
         return ", or ".join(dict.fromkeys(_kind(each, defs) for each in branches if each.get("type") != "null"))
     if "$ref" in schema:
-        return f"a mapping: {', '.join(defs[schema['$ref'].rpartition('/')[2]]['properties'])}"
+        meant = _meant(schema, defs)
+        return f"a mapping: {', '.join(meant['properties'])}" if "properties" in meant else _kind(meant, defs)
     if "enum" in schema or "const" in schema:
         return " | ".join(str(value) for value in schema.get("enum", [schema.get("const")]))
     told = _KINDS.get(schema.get("type", ""), "any value")
@@ -194,7 +203,10 @@ def _number(bound: float) -> str:
 
 
 def _columns(kind: type[Task], settings: Mapping[str, Any]) -> tuple[dict[str, str] | None, bool]:
-    """Name and Arrow type of each column that a task adds; and whether an unseen model may change them."""
+    """Name and Arrow type of each column that a task adds; and whether an unseen model may change them.
+
+    Raises JobError where the task's own code fails, whatever model it is given.
+    """
     from pipeline.annotator import columns_of
 
     try:
@@ -204,6 +216,10 @@ def _columns(kind: type[Task], settings: Mapping[str, Any]) -> tuple[dict[str, s
             return _typed(columns_of(kind(config, model))), False
     except (CorpusmillError, ValueError):  # ValueError: options that only a person can fill in
         return None, kind.needs is not None
+    except Exception as fault:
+        raise JobError(
+            f"task {settings['task']!r} cannot tell its columns: its code raises {type(fault).__name__}: {fault}"
+        ) from fault
     for least in _LEAST_MODELS:
         with TemporaryDirectory() as folder:
             try:

@@ -218,6 +218,22 @@ def test_a_task_that_must_know_its_model_says_so(own):
     assert "only a model can tell" in shown(told(entry))
 
 
+def test_an_enumeration_is_told_by_its_values(own):
+    code = OWN.replace("from typing", "import enum\nfrom typing").replace(
+        "class Shout", 'class How(enum.Enum):\n    LOUD = "loud"\n    LOUDER = "louder"\n\nclass Shout'
+    )
+    entry = described(own(code.replace('Literal["loud", "louder"] = "loud"', "How = How.LOUD")), allow_code=True)
+    assert (by_name(entry.own, "how").kind, by_name(entry.own, "how").default) == ("loud | louder", "loud")
+
+
+def test_code_that_cannot_tell_its_columns_is_told_with_its_error(own):
+    path = own(OWN.replace("Field(ge=1, le=9)", "1").replace("pa.string()", "self.config.kind"))
+    with pytest.raises(
+        JobError, match=r"shout.py' cannot tell its columns: its code raises AttributeError: 'Config' o"
+    ):
+        described(path, allow_code=True)
+
+
 def test_a_file_without_any_docstring_is_told_too(own):
     code = OWN.replace('"""', "'").replace("'Louder texts.\n\n{marks: 2} -> loud_text: \"HELLO!!\"\n'", "")
     code = "\n".join(line for line in code.splitlines() if not line.strip().startswith("'") and "1 to 9.'" not in line)

@@ -111,16 +111,17 @@ def _segments(language: str, stretch: str) -> list[str]:
 
 
 def _numbered(text: str, spans: Iterator[Span]) -> Iterator[Span]:
-    """A number that stands alone before a sentence belongs to it: "2. Second thing."."""
-    number: int | None = None
-    stop = 0
+    """A number that stands alone before a sentence belongs to it: "2. Second thing."; before a number it is its own."""
+    number: Span | None = None
     for start, stop in spans:
-        begin = start if number is None else number
-        number = begin if _NUMBER_ALONE.fullmatch(text, start, stop) else None
-        if number is None:
-            yield begin, stop
+        alone = _NUMBER_ALONE.fullmatch(text, start, stop) is not None
+        if number is not None and alone:
+            yield number
+        elif not alone:
+            yield start if number is None else number[0], stop
+        number = (start, stop) if alone else None
     if number is not None:
-        yield number, stop
+        yield number
 
 
 def _stripped(text: str, start: int, stop: int) -> Span | None:

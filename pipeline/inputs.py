@@ -128,7 +128,7 @@ def compile_inputs(
 
 
 def _reads(task: Task, schema: pa.Schema, owners: Mapping[str, str]) -> Reads:
-    sources = {name: _source(wanted, schema) for name, wanted in task.inputs().items()}
+    sources = {name: source_of(wanted, schema) for name, wanted in task.inputs().items()}
     where = None
     if task.config.where is not None:
         try:
@@ -182,7 +182,8 @@ def _pool(name: str | None) -> str:
     return "without a pool" if name is None else f"pool '{name}'"
 
 
-def _source(wanted: Input, schema: pa.Schema) -> Source:
+def source_of(wanted: Input, schema: pa.Schema) -> Source:
+    """Where an input of a task comes from. Raises CorpusError: an unknown column, a type that has no text."""
     if isinstance(wanted, ColumnInput):
         return ColumnSource(wanted.path, find_dotted(schema, wanted.path))
     expression = wanted.expression

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow.fs import FileSystem
 
 from pipeline.annotator import AnnotationSpec, columns_of
 from pipeline.corpus.filter import parse_filter
@@ -18,7 +19,7 @@ from pipeline.corpus.listing import file_system
 from pipeline.corpus.plan import UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
-from pipeline.corpus.source import Corpus, list_files, open_corpus
+from pipeline.corpus.source import Corpus, CorpusSettings, list_files, open_corpus
 from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
@@ -107,7 +108,7 @@ def new_plan(job: AnnotateJob, models: Models, pools: Pools) -> tuple[Plan, tupl
     tasks = tasks_of(job, models)
     pins = {task.config.name: _pinned(task, pools[task.config.pool]) for task in tasks}
     check_columns(job, tasks, corpus.schema)
-    kept, pruned, selection = _rows_wanted(job, corpus)
+    kept, pruned, selection = rows_wanted(job.corpus, corpus)
     units = plan_units(corpus.fragments, kept, selection, _bounds(pools))
     plan = Plan(
         version=PLAN_VERSION,
@@ -116,7 +117,7 @@ def new_plan(job: AnnotateJob, models: Models, pools: Pools) -> tuple[Plan, tupl
         root=corpus.root,
         schema=corpus.schema,
         partition=corpus.partition,
-        identity_carried=_carries_identity(corpus.schema),
+        identity_carried=carries_identity(corpus.schema),
         annotations=pins,
         fragments=corpus.fragments,
         units=units,
@@ -160,27 +161,34 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
     )
 
 
-def _rows_wanted(
-    job: AnnotateJob, corpus: Corpus
+def rows_wanted(
+    settings: CorpusSettings, corpus: Corpus
 ) -> tuple[Mapping[int, Sequence[int]] | None, int, Mapping[int, Sequence[int]] | None]:
     """Row groups that the filter may match, rows that it prunes away, and the sampled positions."""
-    row_filter = parse_filter(job.corpus.filter, corpus.schema) if job.corpus.filter is not None else None
+    row_filter = parse_filter(settings.filter, corpus.schema) if settings.filter is not None else None
     if row_filter is None:
-        if job.corpus.sample is None:
+        if settings.sample is None:
             return None, 0, None
         rows = [fragment.rows for fragment in corpus.fragments]
-        return None, 0, choose(rows, job.corpus.sample, job.corpus.seed)
+        return None, 0, choose(rows, settings.sample, settings.seed)
     from pipeline.corpus.pruning import matching, prune
 
     kept, pruned = prune(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter)
-    if job.corpus.sample is None:
+    if settings.sample is None:
         return kept, pruned, None
     # The sample is of the rows that the filter keeps, so the filter is asked first and has nothing left to do later.
     positions = matching(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter, kept)
-    return kept, 0, choose_from(positions, job.corpus.sample, job.corpus.seed)
+    return kept, 0, choose_from(positions, settings.sample, settings.seed)
 
 
-def _carries_identity(schema: pa.Schema) -> bool:
+def file_system_of(settings: CorpusSettings) -> FileSystem:
+    """Where the corpus lies."""
+    paths = settings.path
+    filesystem: FileSystem = file_system(paths if isinstance(paths, str) else paths[0])[0]
+    return filesystem
+
+
+def carries_identity(schema: pa.Schema) -> bool:
     """Whether the corpus is an output of ours, with rows that know where they first came from.
 
     Raises CorpusError where it has such names with other types.
@@ -233,11 +241,9 @@ def read_plan(job: AnnotateJob, models: Models, plan: Plan) -> ReadPlan:
     reads = compile_inputs(tasks, [columns_of(task) for task in tasks], plan.schema)
     carried = set(carried_columns(job, plan))
     wanted = [name for name in plan.schema.names if name in carried.union(*(each.corpus for each in reads))]
-    paths = job.corpus.path
-    filesystem, _ = file_system(paths if isinstance(paths, str) else paths[0])
     sampled = job.corpus.sample is not None
     return ReadPlan(
-        filesystem=filesystem,
+        filesystem=file_system_of(job.corpus),
         root=plan.root,
         schema=plan.schema,
         columns=tuple(wanted),

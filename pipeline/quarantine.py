@@ -20,6 +20,10 @@ class Reason(StrEnum):
     CONTROL_CHARACTERS = "control_characters"  # nothing but control characters; among visible ones they are harmless
     NOT_UTF8 = "not_utf8"
     OVER_MAX_CHARS = "over_max_chars"
+    # the label of a row that should train or judge a model
+    NULL_LABEL = "null_label"
+    BAD_LABEL = "bad_label"  # of the right type, and still no label: no number, a span outside its text
+    NO_SUBSET = "no_subset"  # the column that says where a row belongs says something else
     # the work on a row
     TOKENIZER_FAILED = "tokenizer_failed"
     NO_TOKENS = "no_tokens"

@@ -64,7 +64,7 @@ def load(
     """
     torch.set_num_threads(threads)
     pinned = on_this_node(pinned)
-    with _silence():
+    with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
@@ -87,7 +87,7 @@ def prepared_tokenizer(pinned: PinnedModel, threads: int) -> Any:
     # The tokenizers library takes all cores otherwise; it reads this at every call.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     try:
-        with _silence():
+        with quietly():
             return _tokenizer(pinned)
     except Exception as fault:
         gist = str(fault) if isinstance(fault, ModelError) else _one_line(fault)
@@ -203,7 +203,7 @@ def _one_line(fault: Exception, most_chars: int = 300) -> str:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Inside the block transformers neither draws bars nor warns: what matters becomes an error.
 
     The bar of unpacking a GGUF file cannot be switched off, so what is written to standard error meanwhile is dropped.

@@ -1,0 +1,319 @@
+"""What one worker of a training does: `transformers.Trainer` over steps whose rows, micro-batches and seeds are known.
+
+    train(work)        # called by Ray Train in every worker; see `pipeline.training.fit`
+
+A step's rows are the same whatever the number of workers, and its loss is the sum over them all divided by the sum of
+their weights: so gradients do not depend on how the rows were divided into micro-batches, and a worker that comes back
+goes on with the very next step. Dropout and masks are seeded by the step, so no generator's state has to be kept.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.batching import micro_batches, padding
+from pipeline.models.reference import PinnedModel
+from pipeline.output.storage import Store
+from pipeline.training.examples import Examples
+from pipeline.training.job import FinetuneJob
+from pipeline.training.objectives.base import Learned, Objective
+from pipeline.training.order import Order, shared_out
+from pipeline.training.rows import started
+from pipeline.training.schedule import Schedule
+from pipeline.workers import Device
+
+PROGRESS = "metadata/tmp/training.json"
+"""Where the first worker says how far it is."""
+
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every worker of a training is told: picklable."""
+
+    store: Store
+    job: dict[str, Any]
+    model: PinnedModel
+    max_tokens: int
+    label_type: Any  # pyarrow.DataType of the label column; None without one
+    names: tuple[str, ...]  # the encoded units, in order
+    learned: Learned
+    schedule: Schedule
+    device: Device
+    threads: int
+    micro_batch_tokens: int
+    bf16: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """One forward pass."""
+
+    tensors: dict[str, torch.Tensor]
+    scale: float  # of its summed loss; 0 for a rank that has no row of a step, and must not miss it
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one rank computes of one optimizer step."""
+
+    micros: list[Micro]
+    tokens: int
+    padding_tokens: int
+
+
+class _Numbers(Dataset[int]):
+    """The numbers of E examples: the loader's sampler chooses them, and `collate` fetches their rows."""
+
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+
+class _Steps:
+    """A batch sampler: the rows of each step of the epoch that the trainer is in, for all ranks."""
+
+    def __init__(self, order: Order, trainer: "_Trainer") -> None:
+        self._order = order
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return self._order.steps_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self._trainer.state.global_step // len(self)
+        for rows_B in self._order.steps(epoch):
+            yield rows_B.tolist()
+
+
+class _Trainer(transformers.Trainer):
+    """transformers' loop, optimizer, schedule, clipping, logs and checkpoints, over our steps and losses."""
+
+    def __init__(self, loop: "_Loop", **keywords: Any) -> None:
+        self.loop = loop
+        super().__init__(**keywords)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        steps = _Steps(self.loop.order, self)
+        return DataLoader(_Numbers(len(self.loop.train)), batch_sampler=steps, collate_fn=self._collate)  # type: ignore[arg-type]
+
+    def _collate(self, numbers: list[int]) -> list[int]:
+        return numbers
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
+        """Forward and backward of this rank's share; the gradients are summed over ranks with the last micro-batch."""
+        model.train()
+        step = self.loop.step(np.array(inputs), self.state.global_step)
+        total = torch.zeros((), device=self.args.device)
+        for at, micro in enumerate(step.micros):
+            last = at == len(step.micros) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self.loop.objective.loss(model, micro.tensors, self.loop.work.learned) * micro.scale
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.loop.tokens += step.tokens
+        self.loop.padding_tokens += step.padding_tokens
+        return total
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The validation's loss and the objective's figures, over all ranks."""
+        metrics = {f"eval_{name}": value for name, value in self.loop.validate(self.model_wrapped).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        return 0
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:  # noqa: ARG002
+        return None
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """There is none to be kept: every step is seeded by its number."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        pass
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint is chosen when all is done, not here."""
+
+
+class _Loop:
+    """One worker's training."""
+
+    def __init__(self, work: Work, rank: int, ranks: int, device: torch.device) -> None:
+        self.work, self.rank, self.ranks, self.device = work, rank, ranks, device
+        self.job = FinetuneJob.model_validate(work.job)
+        self.objective: Objective = started(self.job, work.model, work.max_tokens, work.label_type)
+        self.train = Examples.of(work.store, "train", work.names)
+        self.validation = Examples.of(work.store, "validation", work.names)
+        settings = self.job.training
+        self.order = Order(self.train.lengths_E, settings.batch_rows, settings.seed, settings.group_by_length)
+        self.tokens = self.padding_tokens = 0
+        self.began = time.monotonic()
+
+    def step(self, rows_B: npt.NDArray[np.intp], number: int) -> Step:
+        """This rank's micro-batches of a step."""
+        torch.manual_seed(_mixed(self.job.training.seed, number, self.rank))
+        random = np.random.default_rng([self.job.training.seed, number, self.rank])
+        weight = float(self.train.weights_E[rows_B].sum())
+        mine = shared_out(rows_B, self.train.lengths_E, self.ranks)[self.rank]
+        if len(mine) == 0:
+            tensors = self._tensors(self.train, rows_B[:1], random)
+            return Step([Micro(tensors, 0.0)], 0, 0)
+        lengths = self.train.lengths_E[mine]
+        batches = [np.arange(len(mine))] if self.objective.whole_batch else micro_batches(lengths, self.work.micro_batch_tokens)
+        scale = self.ranks / weight  # the ranks' gradients are averaged, and a step's loss is their sum
+        micros = [Micro(self._tensors(self.train, mine[batch], random), scale) for batch in batches]
+        return Step(micros, int(lengths.sum()), padding(lengths, batches))
+
+    def _tensors(
+        self, examples: Examples, rows_B: npt.NDArray[np.intp], random: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        batch = self.objective.batch(examples.rows(rows_B), self.work.learned, random)
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Loss and figures over all validation examples; every rank computes its share and learns the whole."""
+        model.eval()
+        everything = np.arange(len(self.validation))
+        mine = everything[self.rank :: self.ranks]
+        budget = 2 * self.work.micro_batch_tokens
+        random = np.random.default_rng(self.job.training.seed)
+        loss, judged = 0.0, []
+        with torch.no_grad():
+            for batch in micro_batches(self.validation.lengths_E[mine], budget) if len(mine) else []:
+                tensors = self._tensors(self.validation, mine[batch], random)
+                summed, kept = self.objective.judge(_bare(model), tensors, self.work.learned)
+                loss += float(summed)
+                judged.append(kept)
+        parts: list[Any] = [(loss, judged)]
+        if self.ranks > 1:
+            parts = [None] * self.ranks
+            dist.all_gather_object(parts, (loss, judged))
+        kept_EK = np.concatenate([kept for _, each in parts for kept in each])
+        found = {"loss": sum(part[0] for part in parts) / float(self.validation.weights_E.sum())}
+        return found | self.objective.score(kept_EK, self.work.learned)
+
+    def run(self, resumed: str | None) -> nn.Module:
+        """Train to the end of the schedule, or on from a checkpoint."""
+        model = self.objective.build(self.work.learned, self.job.training)
+        folder = mkdtemp(prefix="corpusmill-training-")
+        trainer = _Trainer(self, model=model, args=self._arguments(folder), callbacks=[_Calls(self)])
+        trainer.train(resume_from_checkpoint=resumed)
+        return trainer.model
+
+    def _arguments(self, folder: str) -> transformers.TrainingArguments:
+        settings, schedule = self.job.training, self.work.schedule
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.work.store.full("logs"))
+        kinds = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+        return transformers.TrainingArguments(
+            output_dir=folder,
+            max_steps=schedule.steps,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=kinds[settings.schedule],
+            warmup_steps=schedule.warmup_steps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.clip,
+            optim="adamw_torch_fused",
+            per_device_train_batch_size=1,  # a step is a batch of ours
+            seed=settings.seed,
+            bf16=self.work.bf16,
+            use_cpu=self.work.device == "cpu",
+            ddp_find_unused_parameters=False,
+            ddp_backend="gloo" if self.work.device == "cpu" else None,
+            fsdp=["full_shard", "auto_wrap"] if settings.sharded else None,
+            logging_steps=schedule.log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="no",  # `_Calls` says when
+            eval_strategy="no",
+            report_to=[] if settings.log is None or self.rank else [settings.log],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+
+
+class _Calls(transformers.TrainerCallback):
+    """When the trainer validates, saves, reports and stops."""
+
+    def __init__(self, loop: _Loop) -> None:
+        self._loop = loop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ARG002
+        """What the schedule says of this step."""
+        schedule = self._loop.work.schedule
+        control.should_evaluate = schedule.validates(state.global_step) and len(self._loop.validation) > 0
+        control.should_save = schedule.saves(state.global_step)
+        if state.global_step >= schedule.steps:
+            control.should_training_stop = True
+        return control
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ARG002
+        """End where the validation no longer gets better."""
+        if self._loop.work.schedule.ended(state.log_history):
+            control.should_training_stop = True
+            control.should_save = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Say how far it is."""
+        loop = self._loop
+        if loop.rank:
+            return
+        told = {
+            "step": state.global_step,
+            "steps": loop.work.schedule.steps,
+            "loss": (logs or {}).get("loss"),
+            "tokens": loop.tokens * loop.ranks,
+            "seconds": time.monotonic() - loop.began,
+        }
+        loop.work.store.mark(PROGRESS, json.dumps(told).encode())
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Hand the checkpoint to Ray Train; every rank has to, for the others to go on."""
+        from pipeline.training.fit import report
+
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        report(state, folder if folder.is_dir() and any(folder.iterdir()) else None, self._loop.work.schedule)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The module inside DDP's wrapper: a validation has no gradients to share."""
+    return getattr(model, "module", model) if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
+
+
+def train(work: Work, rank: int, ranks: int, device: torch.device, resumed: str | None) -> None:
+    """Train in this process, one of `ranks`; all checkpoints go through `report`."""
+    torch.set_num_threads(work.threads)
+    _Loop(work, rank, ranks, device).run(resumed)
+
+
+__all__: Sequence[str] = ("Work", "train")
+_ = partial

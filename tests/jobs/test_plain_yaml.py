@@ -23,10 +23,23 @@ def test_what_json_writes_is_read_back_as_it_was(value):
     assert load(text) == value
 
 
+class Quoting(yaml.SafeDumper):
+    """Texts in quotes: this library writes YAML 1.1, in which a bare 0E0 is a text; in 1.2 it is a number."""
+
+
+Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 @settings(max_examples=60, deadline=None)
 @given(plain.filter(lambda value: value != ""))
 def test_what_yaml_writes_is_read_back_as_it_was(value):
-    assert load(yaml.safe_dump(value, allow_unicode=False)) == value
+    assert load(yaml.dump(value, Dumper=Quoting, allow_unicode=False)) == value
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(categories=["L", "Zs", "P", "S"])).filter(lambda text: text != ""))
+def test_texts_that_yaml_writes_without_quotes_are_read_back(text):
+    assert load(yaml.safe_dump({"key": text})) == {"key": text}
 
 
 @pytest.mark.parametrize(

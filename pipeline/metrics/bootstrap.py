@@ -1,15 +1,15 @@
 """How sure a figure is: rows are drawn again with replacement, and what is summed over rows is summed over the draws.
 
-    stats_RS = [[1, 0], [1, 1], [0, 1]]              # say: right, and said "games"
-    Bootstrap(rows=3, resamples=2).sums(stats_RS)    # [[2, 1], [3, 2]]: of rows 0, 1, 2, drawn 1 1 0 and 2 1 0 times
-    interval([0.61, 0.58, …])                        # (0.57, 0.64): 95% of the resamples lie between
+    right_R1 = [[1], [1], [0]]
+    Bootstrap(rows=3, resamples=2).sums({"right": right_R1})   # {"right": [[2], [3]]}: rows drawn 1 1 1, 2 1 0 times
+    interval([0.61, 0.58, …])                                  # (0.57, 0.64): 95% of the resamples lie between
 
 R rows, S statistics, B resamples, U units (rows, or groups of rows that are drawn as one), C resamples at once. A
 metric is a function of sums over rows (of hits, of n-grams …), so that no text is looked at twice. The percentile
 bootstrap of Efron 1979 (Annals of Statistics 7); of groups: the cluster bootstrap of Field and Welsh 2007.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,18 @@ class Bootstrap:
         for weights_UC in self._blocks():
             yield weights_UC if self._group_R is None else weights_UC[self._group_R]
 
-    def sums(self, stats_RS: Any) -> Floats:
-        """sums_BS: the sum of each statistic over the rows of each resample; `stats_RS` is an array or scipy-sparse."""
-        stats_SU = (stats_RS if self._group_R is None else self._of_groups() @ stats_RS).T
-        if not isinstance(stats_SU, np.ndarray):
-            stats_SU = stats_SU.tocsr()
+    def sums(self, stats: Mapping[str, Any]) -> dict[str, Floats]:
+        """For each name sums_BS: the sum of each of its statistics over the rows of each resample.
+
+        The statistics of a name are an array of R rows and S columns, often sparse (`in_column`).
+        """
+        sparse = library("scipy.sparse")
+        stats_RS = sparse.hstack([sparse.csr_array(each_RS, dtype=np.float64) for each_RS in stats.values()], "csr")
+        stats_SU = (stats_RS if self._group_R is None else self._of_groups() @ stats_RS).T.tocsr()
         blocks = [stats_SU @ weights_UC for weights_UC in self._blocks()]
-        sums_BS: Floats = np.hstack([*blocks, np.empty((stats_SU.shape[0], 0))]).T
-        return sums_BS
+        sums_BS = np.hstack([*blocks, np.empty((stats_SU.shape[0], 0))]).T
+        edges = np.cumsum([each_RS.shape[1] for each_RS in stats.values()])
+        return dict(zip(stats, np.split(sums_BS, edges[:-1], axis=1), strict=True))
 
     def _blocks(self) -> Iterator[Floats]:
         draws = np.random.default_rng(self._seed)
@@ -63,7 +67,24 @@ class Bootstrap:
 
     def _of_groups(self) -> Any:
         """Which rows are of which unit, sparse."""
-        return library("scipy.sparse").csr_array((np.ones(self.rows), (self._group_R, np.arange(self.rows))), (self._units, self.rows))
+        return library("scipy.sparse").csr_array(
+            (np.ones(self.rows), (self._group_R, np.arange(self.rows))), (self._units, self.rows)
+        )
+
+
+def in_column(
+    column_R: npt.NDArray[np.int64],
+    width: int,
+    where_R: npt.NDArray[np.bool_] | None = None,
+    value_R: npt.NDArray[Any] | None = None,
+) -> Any:
+    """A sparse array of R rows and `width` columns: 1, or the row's value, in the row's column.
+
+    `where_R`: the rows that have one; the others are zero.
+    """
+    row_N = np.arange(len(column_R)) if where_R is None else np.flatnonzero(where_R)
+    value_N = np.ones(len(row_N)) if value_R is None else value_R[row_N]
+    return library("scipy.sparse").csr_array((value_N, (row_N, column_R[row_N])), (len(column_R), width))
 
 
 def interval(resampled_B: Floats) -> tuple[float, float] | None:

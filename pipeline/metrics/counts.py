@@ -54,14 +54,14 @@ class Counts:
 
 def per_class(
     names: Sequence[str],
-    precision_L: Floats,
-    recall_L: Floats,
-    f1_L: Floats,
-    gold_L: npt.NDArray[Any],
+    of_label: tuple[npt.NDArray[Any], ...],
     said_L: npt.NDArray[Any],
     between_L: Sequence[tuple[float, float] | None],
 ) -> list[dict[str, Any]]:
-    """A line for each label; its F1 with an interval; `gold` and `predicted` are how often it is that."""
+    """A line for each label; its F1 with an interval; `gold` and `predicted` are how often it is that.
+
+    `of_label`: precision_L, recall_L, f1_L, gold_L, as scikit-learn gives them.
+    """
     return [
         {
             "label": name,
@@ -73,9 +73,7 @@ def per_class(
             "gold": int(gold),
             "predicted": int(said),
         }
-        for name, precision, recall, f1, gold, said, between in zip(
-            names, precision_L, recall_L, f1_L, gold_L, said_L, between_L, strict=True
-        )
+        for name, precision, recall, f1, gold, said, between in zip(names, *of_label, said_L, between_L, strict=True)
     ]
 
 

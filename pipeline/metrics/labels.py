@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline.errors import JobError
 from pipeline.metrics import calibration
 from pipeline.metrics.base import Found, Kind, Value
-from pipeline.metrics.bootstrap import Bootstrap, intervals
+from pipeline.metrics.bootstrap import Bootstrap, in_column, intervals
 from pipeline.metrics.columns import nulls, numbers, strings
 from pipeline.metrics.counts import Counts, per_class, ratio
 from pipeline.metrics.libraries import library
@@ -61,31 +61,30 @@ class Labels(Kind):
         scored_R = np.isfinite(read.score_R) & (coded.predicted_R < count)
         loss_R = read.losses()
 
-        # Each row puts a one or a number into a few columns: what is summed over resamples.
-        sums_BS = bootstrap.sums(
-            library("scipy.sparse").hstack(
-                [
-                    _ones(coded.gold_R, count, coded.right_R),
-                    _ones(coded.predicted_R, count, coded.predicted_R < count),
-                    _ones(coded.gold_R, count),
-                    _ones(calibration.bins(read.score_R), calibration.BINS, scored_R, coded.right_R - read.score_R),
-                    _ones(np.zeros(rows, np.int64), 1, scored_R),
-                    _ones(np.zeros(rows, np.int64), 1, np.isfinite(loss_R), loss_R),
-                    _ones(np.zeros(rows, np.int64), 1, np.isfinite(loss_R)),
-                ],
-                "csr",
-            )
+        known_R = np.isfinite(loss_R)
+        sums = bootstrap.sums(
+            {
+                "hits": in_column(coded.gold_R, count, coded.right_R),
+                "said": in_column(coded.predicted_R, count, coded.predicted_R < count),
+                "gold": in_column(coded.gold_R, count),
+                "gaps": in_column(
+                    calibration.bins(read.score_R), calibration.BINS, scored_R, coded.right_R - read.score_R
+                ),
+                "scored": scored_R[:, None],
+                "losses": np.where(known_R, loss_R, 0)[:, None],
+                "known": known_R[:, None],
+            }
         )
-        edges = np.cumsum([count, count, count, calibration.BINS, 1, 1])
-        hits_BL, said_BL, gold_BL, gaps_BK, scored_B1, loss_B1, judged_B1 = np.split(sums_BS, edges, axis=1)
-        counts = Counts(hits_BL, said_BL, gold_BL)
-        rows_B = gold_BL.sum(1)
+        counts = Counts(sums["hits"], sums["said"], sums["gold"])
+        rows_B = counts.gold_XL.sum(1)
 
         metrics = library("sklearn.metrics")
         every = {"labels": np.arange(count), "zero_division": 0}
         f1 = {name: metrics.f1_score(coded.gold_R, coded.predicted_R, average=name, **every) for name in _AVERAGES}
         values = {
-            "accuracy": Value(metrics.accuracy_score(coded.gold_R, coded.predicted_R), hits_BL.sum(1) / rows_B, rows),
+            "accuracy": Value(
+                metrics.accuracy_score(coded.gold_R, coded.predicted_R), counts.hits_XL.sum(1) / rows_B, rows
+            ),
             "macro_f1": Value(f1["macro"], counts.macro(), rows),
             "micro_f1": Value(f1["micro"], counts.micro(), rows),
             "weighted_f1": Value(f1["weighted"], counts.weighted(), rows),
@@ -93,9 +92,9 @@ class Labels(Kind):
         tables: dict[str, Any] = {
             "per_class": per_class(
                 coded.names,
-                *metrics.precision_recall_fscore_support(coded.gold_R, coded.predicted_R, **every),
-                said_L=np.bincount(coded.predicted_R, minlength=count)[:count],
-                between_L=intervals(counts.f1s()),
+                metrics.precision_recall_fscore_support(coded.gold_R, coded.predicted_R, **every),
+                np.bincount(coded.predicted_R, minlength=count)[:count],
+                intervals(counts.f1s()),
             ),
             **_confusion(coded, metrics),
             "without_prediction": int((coded.predicted_R == count).sum()),
@@ -103,32 +102,34 @@ class Labels(Kind):
         if scored_R.any():
             bins = calibration.reliability(read.score_R[scored_R], coded.right_R[scored_R])
             ece = calibration.error_of(bins)
-            ece_B = calibration.centred(calibration.error(gaps_BK, scored_B1[:, 0]), ece)
+            ece_B = calibration.centred(calibration.error(sums["gaps"], sums["scored"][:, 0]), ece)
             values["ece"] = Value(ece, ece_B, int(scored_R.sum()))
             tables["reliability"] = bins
-        if np.isfinite(loss_R).any():
-            loss_B = ratio(loss_B1, judged_B1)[:, 0]
-            values["log_loss"] = Value(float(np.nanmean(loss_R)), loss_B, int(np.isfinite(loss_R).sum()))
+        if known_R.any():
+            loss_B = ratio(sums["losses"], sums["known"])[:, 0]
+            values["log_loss"] = Value(float(loss_R[known_R].mean()), loss_B, int(known_R.sum()))
         if read.known is not None:
             tables["unknown_labels"] = _unknown(read.gold, read.known)
         return Found(values, tables)
 
     def _read(self, table: pa.Table) -> "_Read":
         gold = strings(table, self.gold)
+        lists: Scores | None = None
+        score_R: npt.NDArray[np.floating] = np.full(len(table), np.nan)
+        known = None if self.known is None else pa.array(self.known, pa.string())
         if self.labels is not None and self.scores is not None:
             lists = Scores.of(table, self.labels, self.scores)
             predicted, score_R = lists.best()
-            known = pa.array(self.known, pa.string()) if self.known is not None else lists.names
-        elif self.predicted is not None:
-            lists, known = None, None if self.known is None else pa.array(self.known, pa.string())
-            score_R = np.full(len(table), np.nan) if self.score is None else numbers(table, self.score)
-        else:
+            known = lists.names if known is None else known
+        elif self.predicted is None:
             raise JobError(
                 "labels are measured by a column of predictions, or by one of lists of labels and one of lists of "
                 "their scores"
             )
         if self.predicted is not None:
             predicted = strings(table, self.predicted)
+        if self.score is not None:
+            score_R = numbers(table, self.score)
         if ((score_R < 0) | (score_R > 1)).any():
             raise JobError(
                 f"column {self.scores if self.predicted is None else self.score!r} holds scores outside 0 to 1 "
@@ -175,18 +176,6 @@ def _coded(gold: pa.Array, predicted: pa.Array) -> _Coded:
         for each in (gold, predicted)
     )
     return _Coded(names.to_pylist(), gold_R, predicted_R, gold_R == predicted_R)
-
-
-def _ones(
-    column_R: npt.NDArray[np.int64],
-    width: int,
-    where_R: npt.NDArray[np.bool_] | None = None,
-    value_R: npt.NDArray[Any] | None = None,
-) -> Any:
-    """A sparse array of R rows: 1, or the row's value, in the row's column."""
-    row_N = np.arange(len(column_R)) if where_R is None else np.flatnonzero(where_R)
-    value_N = np.ones(len(row_N)) if value_R is None else value_R[row_N]
-    return library("scipy.sparse").csr_array((value_N, (row_N, column_R[row_N])), (len(column_R), width))
 
 
 def _confusion(coded: _Coded, metrics: Any) -> dict[str, Any]:

@@ -51,43 +51,38 @@ class Spans(Kind):
         """spans_f1 (micro), precision, recall, macro_f1, weighted_f1; exact_rows, the share of rows without a fault."""
         rows = len(table)
         spans = _distinct(structs(table, self.gold, _FIELDS), structs(table, self.predicted, _FIELDS))
-        count = len(spans.names)
         without_R = nulls(table, self.predicted)
         exact_R = ~without_R
         exact_R[spans.row_N[spans.is_gold_N != spans.is_said_N]] = False
 
-        hits, said, gold = (
-            spans.of_rows(where_N, rows)
-            for where_N in (spans.is_gold_N & spans.is_said_N, spans.is_said_N, spans.is_gold_N)
-        )
-        sparse = library("scipy.sparse")
-        stats = sparse.hstack([hits, said, gold, sparse.csr_array(np.stack([exact_R, np.ones(rows)], 1))], "csr")
-        total, sums = (
-            np.split(sums_XS, [count, 2 * count, 3 * count], axis=1)
-            for sums_XS in (np.asarray(stats.sum(0)).reshape(1, -1), bootstrap.sums(stats))
-        )
-        counts, of_resamples = Counts(*total[:3]), Counts(*sums[:3])
-        values = {
-            name: Value(float(value_X[0]), value_B, rows)
-            for (name, value_X), value_B in zip(
-                _figures(counts, total[3]).items(), _figures(of_resamples, sums[3]).values(), strict=True
-            )
+        stats = {
+            "hits": spans.of_rows(spans.is_gold_N & spans.is_said_N, rows),
+            "said": spans.of_rows(spans.is_said_N, rows),
+            "gold": spans.of_rows(spans.is_gold_N, rows),
+            "exact": exact_R[:, None],
+            "rows": np.ones((rows, 1)),
         }
-        precision_L, recall_L, f1_L = counts.precisions()[0], counts.recalls()[0], counts.f1s()[0]
-        between = intervals(of_resamples.f1s())
+        total = {name: np.asarray(each_RS.sum(0), np.float64).reshape(1, -1) for name, each_RS in stats.items()}
+        sums = bootstrap.sums(stats)
+        resampled = _figures(sums)
+        counts = _counts(total)
+        of_label = (counts.precisions()[0], counts.recalls()[0], counts.f1s()[0], counts.gold_XL[0])
         return Found(
-            values,
+            {name: Value(float(value_X[0]), resampled[name], rows) for name, value_X in _figures(total).items()},
             {
-                "per_class": per_class(
-                    spans.names, precision_L, recall_L, f1_L, counts.gold_XL[0], counts.said_XL[0], between
-                ),
+                "per_class": per_class(spans.names, of_label, counts.said_XL[0], intervals(_counts(sums).f1s())),
                 "without_prediction": int(without_R.sum()),
             },
         )
 
 
-def _figures(counts: Counts, rows_X2: Floats) -> dict[str, Floats]:
-    """Of X samples; `rows_X2`: rows without a fault, and all."""
+def _counts(sums: Mapping[str, Floats]) -> Counts:
+    return Counts(sums["hits"], sums["said"], sums["gold"])
+
+
+def _figures(sums: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Each figure of X samples, from their sums."""
+    counts = _counts(sums)
     hits_X, said_X, gold_X = (each_XL.sum(1) for each_XL in (counts.hits_XL, counts.said_XL, counts.gold_XL))
     any_X = said_X + gold_X > 0
     return {
@@ -96,7 +91,7 @@ def _figures(counts: Counts, rows_X2: Floats) -> dict[str, Floats]:
         "recall": np.where(any_X, np.nan_to_num(ratio(hits_X, gold_X)), np.nan),
         "macro_f1": counts.macro(),
         "weighted_f1": counts.weighted(),
-        "exact_rows": rows_X2[:, 0] / rows_X2[:, 1],
+        "exact_rows": ratio(sums["exact"], sums["rows"])[:, 0],
     }
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.corpus.apart import check_apart
-from pipeline.errors import CorpusmillError, Interrupted, RunError
+from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError
+from pipeline.gold import golds_of, measured
 from pipeline.job import AnnotateJob
+from pipeline.metrics.base import Measured
 from pipeline.output import manifest as manifests
 from pipeline.output import planfile, receipts
 from pipeline.output.layout import MANIFEST, RECEIPTS, check_output
@@ -34,6 +36,8 @@ from pipeline.planning import (
     place,
     read_plan,
     specs,
+    tasks_of,
+    with_gold_of,
 )
 from pipeline.progress import Watcher
 from pipeline.stages import Order, Work
@@ -118,7 +122,7 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
         orders = [Order(unit) for unit in run.plan.units if unit.id not in run.receipts]
         skipped = len(run.plan.units) - len(orders)
         tally = compute(run, orders, cluster, watcher)
-        return finish(run, tally, skipped)
+        return finish(run, tally, skipped, watcher)
 
 
 def _open(
@@ -138,6 +142,9 @@ def _open(
     if plan is not None and (begun or not changes(job, models, plan)):
         check_unchanged(job, models, plan)
         notes = corpus_notes(job, plan)
+        if (renewed := with_gold_of(plan, job)) is not plan:
+            plan = renewed
+            planfile.save(store, plan)
     else:  # there is nothing yet that a changed job could spoil
         plan, told = fresh or new_plan(job, models, pools)
         notes = list(told)
@@ -225,20 +232,36 @@ def _error_of(told: Mapping[str, Any]) -> Exception:
     return kinds.get(told["kind"], RuntimeError)(told["message"])
 
 
-def finish(run: Run, tally: Tally, skipped: int) -> Outcome:
-    """Write the manifest where every unit has its receipt, and sum up."""
+def finish(run: Run, tally: Tally, skipped: int, watcher: Watcher) -> Outcome:
+    """Measure and write the manifest where every unit has its receipt, and sum up."""
     complete = all(unit.id in run.receipts for unit in run.plan.units)
     manifest = manifests.build(run.store, run.plan, run.receipts)
+    metrics = _metrics(run, manifest["files"], watcher) if complete else {}
+    if metrics:
+        manifest["metrics"] = {name: each.to_json() for name, each in metrics.items()}
     if complete:
         manifests.save(run.store, manifest)
     over = over_limit(run.job.limits, run.receipts.values(), run.plan)
     if not complete and not (over and run.job.limits.stop_early):
         missing = sum(unit.id not in run.receipts for unit in run.plan.units)
         raise RunError(f"{missing} of {len(run.plan.units)} units came to no end; the same command goes on")
-    return Outcome(_summary(run, tally, skipped), manifest, OVER_LIMIT if over else 0, tuple(run.notes))
+    return Outcome(_summary(run, tally, skipped, metrics), manifest, OVER_LIMIT if over else 0, tuple(run.notes))
 
 
-def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
+def _metrics(run: Run, files: list[dict[str, Any]], watcher: Watcher) -> dict[str, Measured]:
+    """What is measured of each annotation that names gold; what cannot be is told, and ends no run."""
+    found = {}
+    for gold in golds_of(tasks_of(run.job, run.models), run.plan.schema):
+        watcher.phase(f"measuring {gold.annotation}")
+        try:
+            found[gold.annotation] = measured(gold, run.store, run.plan, files)
+        except JobError as error:
+            run.notes.append(f"annotation '{gold.annotation}': gold: {error}")
+            watcher.note(run.notes[-1])
+    return found
+
+
+def _summary(run: Run, tally: Tally, skipped: int, metrics: Mapping[str, Measured]) -> dict[str, Any]:
     """The one object that `--json` prints: rows of the whole output, tokens and seconds of this run."""
     sums = receipts.totals(run.receipts)
     pace, now = tally.pace, time.monotonic()
@@ -268,6 +291,7 @@ def _summary(run: Run, tally: Tally, skipped: int) -> dict[str, Any]:
                 "tokens": tally.tokens_by_annotation.get(name, 0),
                 "model_seconds": round(tally.seconds_by_annotation.get(name, 0.0), 3),
             }
+            | ({"metrics": metrics[name].to_json()["figures"]} if name in metrics else {})
             for name, pin in run.plan.annotations.items()
         },
     }

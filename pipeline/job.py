@@ -63,6 +63,11 @@ def _code_sha256(task: str) -> str:
     return hashlib.sha256(Path(task).read_bytes()).hexdigest()
 
 
+def _pinned(annotation: AnnotationSettings) -> dict[str, Any]:
+    """All options; gold only where there is one, as it decides nothing that is computed."""
+    return annotation.model_dump(mode="json", exclude={"gold"} if annotation.gold is None else None)
+
+
 class AnnotateJob(Settings):
     """One pass over a corpus that adds one or more annotations to each row."""
 
@@ -96,7 +101,7 @@ class AnnotateJob(Settings):
         return {
             "allow_code": self.allow_code,
             "corpus": self.corpus.model_dump(mode="json"),
-            "annotations": [each.model_dump(mode="json") for each in self.annotations],
+            "annotations": [_pinned(each) for each in self.annotations],
             "output": {"columns": self.output.columns},
             "code": {each.name: _code_sha256(each.task) for each in self.annotations if each.task.endswith(".py")},
         }

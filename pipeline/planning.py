@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow.fs import FileSystem
@@ -21,6 +22,7 @@ from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, CorpusSettings, list_files, open_corpus
 from pipeline.errors import CorpusError, OutputError, PlacementError
+from pipeline.gold import gold_columns, golds_of
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, resolve_dtype
@@ -209,7 +211,7 @@ def carries_identity(schema: pa.Schema) -> bool:
 def check_columns(job: AnnotateJob, tasks: Sequence[Task], schema: pa.Schema) -> None:
     """Every input can be read, every task can use its model, no column is added twice or over one of the corpus.
 
-    Raises CorpusError, ModelError; JobError where no order of the pools would do.
+    Raises CorpusError, ModelError; JobError where no order of the pools would do, or gold could not be compared.
     """
     columns = [columns_of(task) for task in tasks]
     pools_in_order(tasks, compile_inputs(tasks, columns, schema))
@@ -228,6 +230,7 @@ def check_columns(job: AnnotateJob, tasks: Sequence[Task], schema: pa.Schema) ->
             raise CorpusError(
                 f"output.columns names '{unknown[0]}', which is not in the corpus: {', '.join(schema.names)}"
             )
+    golds_of(tasks, schema)
 
 
 def added_columns(job: AnnotateJob, models: Models) -> tuple[pa.Field, ...]:
@@ -262,7 +265,12 @@ def passes(job: AnnotateJob, models: Models, plan: Plan, pools: Pools) -> Pools:
 
 def carried_columns(job: AnnotateJob, plan: Plan) -> tuple[str, ...]:
     """The corpus's own columns that the parts keep; partition columns stand in the path, identity comes last."""
-    wanted = {"all": plan.schema.names, "none": []}.get(str(job.output.columns), job.output.columns)
+    return _carried(plan, job.output.columns, [each.gold for each in job.annotations])
+
+
+def _carried(plan: Plan, columns: str | Sequence[str], golds: Sequence[str | None]) -> tuple[str, ...]:
+    """Those that `output.columns` names, and gold."""
+    wanted = {*{"all": plan.schema.names, "none": []}.get(str(columns), columns), *gold_columns(golds, plan.schema)}
     left_out = {*plan.partition, *(field.name for field in IDENTITY)}
     return tuple(name for name in plan.schema.names if name in wanted and name not in left_out)
 
@@ -283,8 +291,29 @@ def check_unchanged(job: AnnotateJob, models: Models, plan: Plan) -> None:
 
 
 def changes(job: AnnotateJob, models: Models, plan: Plan) -> list[str]:
-    """One line for each difference between a job and the one that a plan was made for."""
-    return differences(plan.job, job.pinned()) + models_changed(models, plan)
+    """One line for each difference between a job and the one that a plan was made for.
+
+    Another gold is none where the parts hold it anyway: it changes no annotation, and is measured at the end.
+    """
+    old, new = plan.job, job.pinned()
+    if _carried(plan, old["output"]["columns"], _golds(old)) == carried_columns(job, plan):
+        old, new = _without_gold(old), _without_gold(new)
+    return differences(old, new) + models_changed(models, plan)
+
+
+def with_gold_of(plan: Plan, job: AnnotateJob) -> Plan:
+    """The plan with the gold that the job names now; all else of the job is unchanged."""
+    pinned = job.pinned()
+    return plan if _golds(plan.job) == _golds(pinned) else replace(plan, job=pinned)
+
+
+def _golds(job: Mapping[str, Any]) -> list[str | None]:
+    return [each.get("gold") for each in job["annotations"]]
+
+
+def _without_gold(job: Mapping[str, Any]) -> dict[str, Any]:
+    annotations = [{key: value for key, value in each.items() if key != "gold"} for each in job["annotations"]]
+    return {**job, "annotations": annotations}
 
 
 def models_changed(models: Models, plan: Plan) -> list[str]:

@@ -47,4 +47,4 @@ def retry(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | N
         run = Run(job, store, models, plan, pools, lease.epoch, run_id, standing, began, list(notes))
         orders = [Order(unit, retry=True) for unit in plan.units if standing[unit.id].reasons]
         tally = compute(run, orders, cluster, watcher)
-        return finish(run, tally, len(plan.units) - len(orders))
+        return finish(run, tally, len(plan.units) - len(orders), watcher)

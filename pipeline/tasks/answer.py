@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import ModelError
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure, Reason
-from pipeline.tasks.base import Annotation, Input, TextInput, Texts
+from pipeline.tasks.base import Annotation, Comparison, Input, TextInput, Texts
 from pipeline.tasks.tokenwise import Said, TokenTask
 from pipeline.tasks.window import WindowSettings
 from pipeline.text.tokens import Tokens
@@ -112,6 +112,10 @@ class Answer(TokenTask):
             pa.field("start", pa.int32()),
             pa.field("end", pa.int32()),
         ]
+
+    def compared(self) -> Comparison:
+        """Texts; a row whose gold is null is not asked."""
+        return Comparison("texts", {"predicted": "answer"})
 
     def second_input(self) -> str | None:
         """The question stands in each piece."""

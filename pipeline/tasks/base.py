@@ -101,6 +101,9 @@ class AnnotationSettings(Settings):
     max_chars: int = Field(default=10_000_000, ge=1)
     """Characters; a longer text is quarantined."""
 
+    gold: str | None = Field(default=None, min_length=1)
+    """A column or dotted path that holds what is right: after the run the annotation is measured against it."""
+
     errors: Literal["quarantine", "keep"] = "quarantine"
     """What happens to a row that cannot be annotated: set aside, or kept with its `<name>_error`."""
 
@@ -174,6 +177,18 @@ class Annotation:
         return cls(columns, np.zeros(rows, np.int32), np.zeros(rows, np.bool_), {})
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How an annotation is measured against gold: a kind of `pipeline.metrics`, and what it reads.
+
+    `columns` are the kind's names for the task's own fields: `{"predicted": "label", "score": "score"}`.
+    """
+
+    kind: str
+    columns: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Task(ABC):
     """One NLP task of one annotation. Made on the driver (to know its columns) and in every actor."""
 
@@ -205,6 +220,10 @@ class Task(ABC):
     @abstractmethod
     def fields(self) -> list[pa.Field]:
         """The columns that it adds, named without the annotation's prefix (`label`, `score` …)."""
+
+    def compared(self) -> Comparison | None:
+        """How what it says is measured against a column of gold; None: there is no metric for it."""
+        return None
 
     def build(self) -> "nn.Module | None":
         """An empty module of its own, into which the model folder's weights are loaded; None: what `needs` names.

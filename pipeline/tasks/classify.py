@@ -22,7 +22,7 @@ from pipeline import labels
 from pipeline.errors import JobError, ModelError
 from pipeline.models.classes import check_classifies, class_names
 from pipeline.models.reference import PinnedModel
-from pipeline.tasks.base import Input, TextInput
+from pipeline.tasks.base import Comparison, Input, TextInput
 from pipeline.tasks.encoder import EncoderSettings, EncoderTask
 
 if TYPE_CHECKING:
@@ -134,6 +134,19 @@ class Classify(EncoderTask):
             self.config.top_k is not None or self.config.all_scores or self._problem == "multi_label_classification"
         )
         return list(labels.LIST_FIELDS if several else labels.BEST_FIELDS)
+
+    def compared(self) -> Comparison:
+        """Labels, several labels at once, or numbers."""
+        if self._problem == "regression":
+            return Comparison("numbers", {"predicted": "score"})
+        every, best = {"labels": "labels", "scores": "scores"}, {"predicted": "label", "score": "score"}
+        known = {"known": tuple(self._labels)}
+        if self._problem == "multi_label_classification":
+            if self.config.all_scores:
+                return Comparison("multilabels", every, {"threshold": DEFAULT_THRESHOLD, **known})
+            return Comparison("multilabels", {"predicted": "labels"}, known)
+        several = self.config.top_k is not None or self.config.all_scores
+        return Comparison("labels", every if several else best, known)
 
     def width(self) -> int:
         """Labels of the model."""

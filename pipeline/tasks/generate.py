@@ -36,7 +36,7 @@ from pipeline.quarantine import Failure, Reason
 from pipeline.tasks._chat import ChatTemplate, filled, inputs_of, read
 from pipeline.tasks._choices import Choices, softmax
 from pipeline.tasks._generate import DEFAULT_NEW_TOKENS, GenerateSettings
-from pipeline.tasks.base import Annotation, ColumnInput, Input, TextInput, Texts
+from pipeline.tasks.base import Annotation, ColumnInput, Comparison, Input, TextInput, Texts
 from pipeline.tasks.window import DEFAULT_WINDOW_TOKENS, WindowTask
 from pipeline.tasks.writer import DECODING
 from pipeline.text.tokens import Ids, Tokens
@@ -129,6 +129,14 @@ class Generate(WindowTask):
             return [pa.field("text", pa.string()), pa.field("end", pa.string())]
         several = self.config.top_k is not None or self.config.all_scores
         return list(labels.LIST_FIELDS if several else labels.BEST_FIELDS)
+
+    def compared(self) -> Comparison:
+        """Texts; of choices labels."""
+        if self.config.choices is None:
+            return Comparison("texts", {"predicted": "text"})
+        several = self.config.top_k is not None or self.config.all_scores
+        every, best = {"labels": "labels", "scores": "scores"}, {"predicted": "label", "score": "score"}
+        return Comparison("labels", every if several else best, {"known": tuple(self._labels)})
 
     def stride(self) -> int | None:
         """A prompt is read at once."""

@@ -28,7 +28,7 @@ from pipeline.models.inspection import read_optional, task_of_head
 from pipeline.models.reference import PinnedModel
 from pipeline.perplexity import own_spans, perplexities
 from pipeline.quarantine import Failure, Reason
-from pipeline.tasks.base import Annotation, Input, TextInput, Texts
+from pipeline.tasks.base import Annotation, Comparison, Input, TextInput, Texts
 from pipeline.tasks.tokenwise import Said
 from pipeline.tasks.window import WindowSettings, WindowTask
 from pipeline.text.pieces import Pieces
@@ -108,6 +108,10 @@ class Score(WindowTask):
         """`score`; of a perplexity also `loss`."""
         names = ["score"] if self._kind == "pair" else ["score", "loss"]
         return [pa.field(name, pa.float32()) for name in names]
+
+    def compared(self) -> Comparison | None:
+        """Numbers, of pairs; a perplexity is right by nobody's word."""
+        return Comparison("numbers", {"predicted": "score"}) if self._kind == "pair" else None
 
     def start(self, loaded: "LoadedModel") -> None:
         """Take the model.

@@ -21,7 +21,7 @@ from pipeline.models.inspection import Pooling, modules_of, task_of_head
 from pipeline.models.reference import PinnedModel
 from pipeline.tasks._abstractive import Abstractive
 from pipeline.tasks._extractive import Extractive
-from pipeline.tasks.base import Annotation, Task, Texts
+from pipeline.tasks.base import Annotation, Comparison, Task, Texts
 from pipeline.tasks.window import required_model
 from pipeline.tasks.writer import DECODING, DecodingSettings, kind_of, writes_text
 
@@ -95,6 +95,10 @@ class Summarize(Task):
     def fields(self) -> list[pa.Field]:
         """`summary`; also its `end` where it is written, else the `sentences` that it is made of."""
         return self._way.fields()
+
+    def compared(self) -> Comparison:
+        """Texts."""
+        return Comparison("texts", {"predicted": "summary"})
 
     def start(self, loaded: "LoadedModel") -> None:
         """Take the model and try it once."""

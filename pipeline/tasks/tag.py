@@ -35,7 +35,7 @@ from pipeline.models.classes import class_names
 from pipeline.models.inspection import task_of_head
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure
-from pipeline.tasks.base import Annotation, Texts
+from pipeline.tasks.base import Annotation, Comparison, Texts
 from pipeline.tasks.tokenwise import Said, TokenTask
 from pipeline.tasks.window import WindowSettings
 from pipeline.text.tokens import Ids, Tokens
@@ -91,6 +91,10 @@ class Tag(TokenTask):
     def fields(self) -> list[pa.Field]:
         """The list of entities."""
         return [pa.field("entities", ENTITIES_TYPE)]
+
+    def compared(self) -> Comparison:
+        """Spans of code points."""
+        return Comparison("spans", {"predicted": "entities"})
 
     def stride(self) -> int | None:
         """A quarter: a word needs sight on both sides, so only half of what windows share counts for it."""

@@ -21,7 +21,7 @@ from pipeline.errors import JobError
 from pipeline.models.inspection import read_optional
 from pipeline.models.reference import PinnedModel
 from pipeline.tasks._languages import T5_NAMES, WITHOUT_BLANKS, codes, splitter_code, t5_name, unknown
-from pipeline.tasks.base import Annotation, Texts
+from pipeline.tasks.base import Annotation, Comparison, Texts
 from pipeline.tasks.writer import DecodingSettings, WriterTask, Written
 from pipeline.text.passages import passages
 from pipeline.text.sentences import Span
@@ -97,6 +97,10 @@ class Translate(WriterTask):
     def fields(self) -> list[pa.Field]:
         """`translation`, and its `end`."""
         return [pa.field("translation", pa.string()), pa.field("end", pa.string())]
+
+    def compared(self) -> Comparison:
+        """Texts."""
+        return Comparison("texts", {"predicted": "translation"})
 
     @contextmanager
     def prepared(self, loaded: "LoadedModel") -> Iterator[None]:

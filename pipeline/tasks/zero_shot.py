@@ -21,7 +21,7 @@ from pipeline.models.classes import InferenceHead, check_classifies, class_names
 from pipeline.models.inspection import task_of_head
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure
-from pipeline.tasks.base import Annotation, Texts
+from pipeline.tasks.base import Annotation, Comparison, Texts
 from pipeline.tasks.encoder import PooledSettings, PooledTask, normalized
 from pipeline.text.pieces import PieceMaker
 from pipeline.text.tokens import Tokens
@@ -128,6 +128,20 @@ class ZeroShot(PooledTask):
         """`label` and `score`, or `labels` and `scores`."""
         several = self.config.top_k is not None or self.config.all_scores
         return list(labels.LIST_FIELDS if several else labels.BEST_FIELDS)
+
+    def compared(self) -> Comparison:
+        """One label of several. Raises JobError: lists of cosines, of which none is a probability."""
+        known = {"known": tuple(self._names)}
+        several = self.config.top_k is not None or self.config.all_scores
+        if self._classes is not None:
+            every, best = {"labels": "labels", "scores": "scores"}, {"predicted": "label", "score": "score"}
+            return Comparison("labels", every if several else best, known)
+        if several:
+            raise JobError(
+                f"annotation {self.config.name!r}: gold is compared with one label, and top_k and all_scores give "
+                "lists of cosines; leave them out, or use `method: nli`"
+            )
+        return Comparison("labels", {"predicted": "label"}, known)
 
     def width(self) -> int:
         """Numbers of a text's vector, or classes of the head."""

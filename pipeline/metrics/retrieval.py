@@ -83,7 +83,7 @@ class Retrieval(Kind):
         counts = np.bincount(row_of_values(lists), minlength=len(lists))[has_R]
         if len(counts) and (counts.min() != counts.max() or counts[0] == 0):
             raise JobError(f"column {name!r} holds lists of {counts.min()} to {counts.max()} numbers: no embeddings")
-        values_QE = np.asarray(pc.drop_null(lists).flatten()).reshape(len(counts), -1)
+        values_QE = np.asarray(pc.drop_null(lists).flatten()).reshape(len(counts), counts[0] if len(counts) else 0)
         if self.similarity == "cosine" and len(counts):
             values_QE = values_QE / np.maximum(np.linalg.norm(values_QE, axis=1, keepdims=True), np.float32(1e-12))
         return values_QE, has_R

@@ -23,23 +23,23 @@ __all__ = ["plan", "preview", "retry", "run", "status", "verify"]
 
 def run(path: str, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Mapping[str, Any]:
     """Run a job file to its end, or on from where an earlier run stopped; the manifest of its output."""
-    from jobs import annotate
+    from jobs import kinds
 
-    return annotate.run(path, overrides, watcher or Silent()).manifest
+    return kinds.run(path, overrides, watcher or Silent()).manifest
 
 
 def preview(path: str, rows: int = 10, overrides: Sequence[str] = ()) -> "pa.Table":
     """The first rows of the corpus with their annotations; nothing is written."""
-    from jobs import annotate
+    from jobs import kinds
 
-    return annotate.preview(path, overrides, rows)
+    return kinds.preview(path, overrides, rows)
 
 
 def plan(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a run would do: units, rows, bytes; tokens and seconds, estimated."""
-    from jobs import annotate
+    from jobs import kinds
 
-    return annotate.plan(path, overrides)
+    return kinds.plan(path, overrides)
 
 
 def status(output: str) -> "Status":

@@ -1,4 +1,4 @@
-"""The annotate job as the command line and Python call it: from a job file's path to what came of it."""
+"""The annotate job as the command line and Python call it: from a job file to what came of it."""
 
 import re
 import time
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster.connect import RayCluster
 from cluster.placement import ClusterSettings
 from jobs import jobfile
-from jobs.complaints import choice
 from pipeline.errors import JobError
 from pipeline.job import AnnotateJob
 from pipeline.output import planfile
@@ -18,6 +17,7 @@ from pipeline.progress import Watcher
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rich.console import RenderableType
 
     from pipeline.annotate import Outcome as RunOutcome
 
@@ -28,10 +28,6 @@ class AnnotateFile(AnnotateJob):
     kind: Literal["annotate"]
 
     cluster: ClusterSettings = ClusterSettings()
-
-
-KINDS: Mapping[str, type[AnnotateFile]] = {"annotate": AnnotateFile}
-"""What `kind` may say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +41,57 @@ class Outcome:
     counts: Mapping[str, Mapping[str, int]]  # rows by label, by annotation
     notes: tuple[str, ...]
 
+    @property
+    def warning(self) -> str | None:
+        """That more is quarantined than the job allows."""
+        if not self.exit_code:
+            return None
+        rows = f"{self.summary['rows_quarantined']:,} of {self.summary['rows_in']:,} rows are quarantined"
+        return f"{rows}, more than limits.max_quarantined allows"
 
-def load(path: str, overrides: Sequence[str] = ()) -> AnnotateFile:
-    """The checked job of a file; JobError with all that is wrong with it."""
-    document = jobfile.read(path, overrides)
-    kind = document.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise JobError(
-            f"{path}: `kind` is missing; known: {known}"
-            if kind is None
-            else f"{path}: {choice(f'kind: {kind!r} is not allowed', str(kind), list(KINDS))}"
-        )
-    return jobfile.parse(document, KINDS[kind], path)
+    def shown(self, width: int) -> "list[RenderableType]":
+        """Some rows, how often each label came, how good they are, and how to go on."""
+        from jobs.figures import measured
+        from jobs.summary import finished, label_counts
+        from jobs.table import few_rows
+
+        parts: list[RenderableType] = []
+        if self.table is not None and self.table.num_rows:
+            parts.append(few_rows(self.table, list(self.summary["annotations"]), width))
+        if self.counts:
+            parts.append(label_counts(self.counts, width))
+        metrics = {name: each["metrics"] for name, each in self.summary["annotations"].items() if "metrics" in each}
+        if metrics:
+            parts.append(measured(metrics))
+        return [*parts, finished(self.summary)]
 
 
-def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
-    """Run a job file to its end, or on from where an earlier run stopped; `began`: the process's start, monotonic."""
-    began = time.monotonic() if began is None else began
-    job = load(path, overrides)
+def parse(document: Mapping[str, Any], source: str) -> AnnotateFile:
+    """The checked job; `source` is the file that messages name. Raises JobError with all that is wrong with it."""
+    return jobfile.parse(document, AnnotateFile, source)
+
+
+def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float) -> Outcome:
+    """Run a job to its end, or on from where an earlier run stopped."""
+    job = parse(document, source)
     from pipeline.annotate import annotate  # a wrong job file is told before this is imported
 
     return _outcome(job, annotate(job, RayCluster(job.cluster), watcher, began))
 
 
-def preview(path: str, overrides: Sequence[str], rows: int) -> "pa.Table":
+def preview(document: Mapping[str, Any], source: str, rows: int) -> "pa.Table":
     """A few annotated rows; nothing is written."""
+    job = parse(document, source)
     from pipeline.preview import preview as look
 
-    job = load(path, overrides)
     return look(job, RayCluster(job.cluster), rows)
 
 
-def plan(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+def plan(document: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What a run would do: units, rows, bytes; tokens and time estimated."""
+    job = parse(document, source)
     from pipeline.preview import plan_job
 
-    job = load(path, overrides)
     return plan_job(job, RayCluster(job.cluster))
 
 
@@ -103,7 +113,7 @@ def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float 
     document["output"] = {**document["output"], "path": output}
     del document["code"]  # not a setting: what the user's own task files were
     jobfile.override(document, overrides)
-    job = jobfile.parse(document, AnnotateFile, output)
+    job = parse(document, output)
     return _outcome(job, again(job, RayCluster(job.cluster), watcher, began))
 
 

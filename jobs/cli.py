@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from jobs.annotate import Outcome
     from jobs.display import LiveBar, PlainLines
+    from jobs.kinds import Outcome
 
 UNVERIFIED = 4
 """Exit code of `verify` where the output is faulty or unfinished."""
@@ -107,9 +107,9 @@ def _options(
 def run(job: Job, override: Override = None, as_json: Json = False) -> None:
     """Run a job, or go on where it stopped."""
     with _watched() as watcher:
-        from jobs import annotate
+        from jobs import kinds
 
-        outcome = annotate.run(job, override or [], watcher, _BEGAN)
+        outcome = kinds.run(job, override or [], watcher, _BEGAN)
     _tell(outcome, as_json)
 
 
@@ -121,9 +121,9 @@ def preview(
 ) -> None:
     """Show a few rows with their annotations; nothing is written."""
     with _watched("annotating a few rows"):
-        from jobs import annotate
+        from jobs import kinds
 
-        table = annotate.preview(job, override or [], rows)
+        table = kinds.preview(job, override or [], rows)
     from jobs.table import annotations_of, few_rows
 
     _show(few_rows(table, annotations_of(table.column_names), _width()))
@@ -133,9 +133,9 @@ def preview(
 def plan(job: Job, override: Override = None, as_json: Json = False) -> None:
     """Tell what a run would do, and estimate its time."""
     with _watched("planning, and trying a few rows"):
-        from jobs import annotate
+        from jobs import kinds
 
-        found = annotate.plan(job, override or [])
+        found = kinds.plan(job, override or [])
     if as_json:
         _say_json(found)
     else:
@@ -291,18 +291,9 @@ def _tell(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
         _say_json(outcome.summary)
     else:
-        from jobs.summary import finished, label_counts
-        from jobs.table import few_rows
-
-        parts: list[RenderableType] = []
-        if outcome.table is not None and outcome.table.num_rows:
-            parts.append(few_rows(outcome.table, list(outcome.summary["annotations"]), _width()))
-        if outcome.counts:
-            parts.append(label_counts(outcome.counts, _width()))
-        _show(*parts, finished(outcome.summary))
+        _show(*outcome.shown(_width()))
     if outcome.exit_code:
-        rows = f"{outcome.summary['rows_quarantined']:,} of {outcome.summary['rows_in']:,} rows are quarantined"
-        _complain(f"warning: {rows}, more than limits.max_quarantined allows (exit code {outcome.exit_code})")
+        _complain(f"warning: {outcome.warning} (exit code {outcome.exit_code})")
         raise typer.Exit(outcome.exit_code)
 
 

@@ -80,13 +80,13 @@ def pipeline_tokens_per_second(texts: list[str]) -> float:
 
 def _loop(job: Path, rows: int, actors: int, number: int, barrier: Any, answers: Any) -> None:
     """One actor's share of the units, read before and annotated in a loop, as an actor does, without Ray."""
-    from jobs.annotate import load
+    from jobs import annotate, jobfile
     from pipeline.annotator import Annotator
     from pipeline.corpus.reader import UnitReader
     from pipeline.planning import new_plan, pin_models, read_plan, specs
     from pipeline.workers import Workers
 
-    settings = load(str(job), [f"corpus.sample={rows}"])
+    settings = annotate.parse(jobfile.read(str(job), [f"corpus.sample={rows}"]), str(job))
     models = pin_models(settings)
     plan, _ = new_plan(settings, models, {None: Workers(actors, 1, 0, 1, None)})
     reader = UnitReader(read_plan(settings, models, plan))

@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 import types
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
 import jobs
 from jobs import cli
+from jobs.annotate import Outcome
 from pipeline.errors import (
     CorpusError,
     CorpusmillError,
@@ -51,21 +50,15 @@ SUMMARY = {
 HALF = Snapshot(3, 12, 300, 1200, 0, 1000, 10, 500.0, 9.0)
 
 
-@dataclass
-class Outcome:
-    summary: dict[str, Any] = field(default_factory=lambda: dict(SUMMARY))
-    exit_code: int = 0
-    manifest: dict[str, Any] = field(default_factory=lambda: {"output": "out/topics"})
-    table: Any = None
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+def outcome(exit_code=0, table=None, counts=None):
+    return Outcome(dict(SUMMARY), exit_code, {"output": "out/topics"}, table, counts or {}, ())
 
 
 class Job(types.ModuleType):
-    """Stands where `jobs.annotate` stands, and does what a test tells it: the real one needs Ray and a model."""
+    """Stands where `jobs.kinds` and `jobs.annotate` stand, and does what a test tells it: they need Ray and a model."""
 
     def __init__(self, does):
-        super().__init__("jobs.annotate")
+        super().__init__("jobs.kinds")
         self.asked = []
         self._does = does
 
@@ -91,8 +84,9 @@ def job(monkeypatch):
 
     def _job(does):
         made = Job(does)
-        monkeypatch.setitem(sys.modules, "jobs.annotate", made)
-        monkeypatch.setattr(jobs, "annotate", made, raising=False)
+        for name in ("kinds", "annotate"):
+            monkeypatch.setitem(sys.modules, f"jobs.{name}", made)
+            monkeypatch.setattr(jobs, name, made, raising=False)
         return made
 
     return _job
@@ -267,8 +261,8 @@ def run(path, overrides, watcher, began=None):
 def plan(path, overrides):
     return {"much": "x" * 200_000}
 
-jobs.annotate = sys.modules["jobs.annotate"] = types.ModuleType("jobs.annotate")
-jobs.annotate.run, jobs.annotate.plan = run, plan
+jobs.kinds = sys.modules["jobs.kinds"] = types.ModuleType("jobs.kinds")
+jobs.kinds.run, jobs.kinds.plan = run, plan
 sys.exit(cli.main())
 """
 
@@ -325,7 +319,7 @@ def test_json_is_one_object_on_standard_output_whatever_libraries_print(job, cap
     def _does(watcher):
         print("noise")
         watcher.phase("annotating")
-        return Outcome()
+        return outcome()
 
     asked = job(_does)
     assert cli.main(["run", "x.yaml", "--json"]) == 0
@@ -338,7 +332,7 @@ def test_json_is_one_object_on_standard_output_whatever_libraries_print(job, cap
 
 def test_people_see_rows_labels_and_how_to_go_on(job, capsys):
     table = pa.table({"title": ["a"], "topic_label": ["games"], "topic_score": [0.5]})
-    job(lambda watcher: Outcome(table=table, counts={"topic": {"games": 95}}))
+    job(lambda watcher: outcome(table=table, counts={"topic": {"games": 95}}))
     assert cli.main(["run", "x.yaml"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[:3] == ["title  topic_label  topic_score", "a      games              0.500", ""]
@@ -348,7 +342,7 @@ def test_people_see_rows_labels_and_how_to_go_on(job, capsys):
 
 
 def test_a_run_over_its_limit_answers_and_is_3(job, capsys):
-    job(lambda watcher: Outcome(exit_code=3))
+    job(lambda watcher: outcome(exit_code=3))
     assert cli.main(["retry", "out/topics", "--json"]) == 3
     seen = capsys.readouterr()
     assert json.loads(seen.out)["rows_quarantined"] == 5
@@ -375,7 +369,7 @@ def test_what_a_stream_cannot_write_is_replaced(job, capfd, monkeypatch):
 
 
 def test_the_same_stands_as_functions(job):
-    asked = job(lambda watcher: Outcome())
+    asked = job(lambda watcher: outcome())
     assert jobs.run("x.yaml", ["a=1"]) == {"output": "out/topics"}
     assert jobs.retry("out/topics") == {"output": "out/topics"}
     assert jobs.preview("x.yaml", 7) is not None

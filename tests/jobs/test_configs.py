@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs import plain_yaml
-from jobs.annotate import load
+from jobs import kinds, plain_yaml
 from jobs.tasks import described
 from pipeline import tasks
 from pipeline.errors import JobError
@@ -133,10 +132,10 @@ def commands_of(name: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_is_checked_and_an_unknown_key_in_it_refused(name, repository, monkeypatch):
     monkeypatch.chdir(repository)
-    job = load(f"jobs/configs/{name}")
+    job: Any = kinds.load(f"jobs/configs/{name}").parsed()
     assert job.output.path == f"out/{name.removesuffix('.yaml')}"
     with pytest.raises(JobError, match=r"annotations\.0\.surprise: there is no such key"):
-        load(f"jobs/configs/{name}", ["annotations.0.surprise=1"])
+        kinds.load(f"jobs/configs/{name}", ["annotations.0.surprise=1"]).parsed()
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import JobError
-from pipeline.metrics.bootstrap import Bootstrap, Floats, interval
+from pipeline.metrics.bootstrap import COVERAGE, Bootstrap, Floats, interval
 from pipeline.metrics.columns import groups
 
 _LOWER_IS_BETTER = frozenset({"ece", "log_loss", "loss", "mae", "mse", "perplexity", "rmse"})
@@ -69,6 +69,7 @@ class Measured:
     main: str  # the figure that is asked first
     figures: Mapping[str, Figure]
     tables: Mapping[str, Any]
+    drawn: Mapping[str, Any]  # how intervals came to be: resamples, seed, the column that groups rows
     resampled: Mapping[str, Floats] = field(
         default_factory=dict, repr=False
     )  # each figure's values_B, for `difference`
@@ -78,6 +79,7 @@ class Measured:
         return {
             "main": self.main,
             "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "intervals": {"coverage": COVERAGE, **self.drawn},
             "tables": dict(self.tables),
         }
 
@@ -126,6 +128,7 @@ def measure(kind: Kind, table: pa.Table, seed: int = 0, resamples: int = 1000, g
         main=kind.main,
         figures={name: _figure(value) for name, value in values.items()},
         tables={**found.tables, "left_out": told},
+        drawn={"resamples": resamples, "seed": seed, "group": group},
         resampled={name: value.resampled_B for name, value in values.items()},
     )
 

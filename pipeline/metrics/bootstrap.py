@@ -19,7 +19,7 @@ from pipeline.metrics.libraries import library
 
 Floats = npt.NDArray[np.float64]
 
-_COVERAGE = 0.95
+COVERAGE = 0.95
 _BLOCK_BYTES = 32 << 20
 
 
@@ -93,7 +93,7 @@ def interval(resampled_B: Floats) -> tuple[float, float] | None:
     found = resampled_B[np.isfinite(resampled_B)]
     if len(found) == 0 or 2 * len(found) < len(resampled_B):
         return None
-    low, high = np.quantile(found, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
+    low, high = np.quantile(found, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
 
 

@@ -29,6 +29,7 @@ from pipeline.metrics.scores import Scores
 
 _MATRIX_LABELS = 200  # with more, a matrix is too large to read and to keep
 _CONFUSIONS = 50
+_ROUNDING = 1e-3  # the mean of windows' scores in float32 may be a little more than 1
 _LEAST_PROBABILITY = np.finfo(np.float32).eps  # as scikit-learn clips scores in float32
 
 
@@ -41,7 +42,7 @@ class Labels(Kind):
     score: str | None = None  # of the predicted label, 0 to 1: gives ece
     labels: str | None = None
     scores: str | None = None
-    known: tuple[str, ...] | None = None  # what the model can say; default: what the lists hold
+    known: tuple[str, ...] | None = None  # what the model can say; default: what the lists hold, where they hold all
 
     main = "accuracy"
 
@@ -120,7 +121,7 @@ class Labels(Kind):
         if self.labels is not None and self.scores is not None:
             lists = Scores.of(table, self.labels, self.scores)
             predicted, score_R = lists.best()
-            known = lists.names if known is None else known
+            known = lists.names if known is None and lists.is_complete() else known
         elif self.predicted is None:
             raise JobError(
                 "labels are measured by a column of predictions, or by one of lists of labels and one of lists of "
@@ -130,7 +131,7 @@ class Labels(Kind):
             predicted = strings(table, self.predicted)
         if self.score is not None:
             score_R = numbers(table, self.score)
-        if ((score_R < 0) | (score_R > 1)).any():
+        if ((score_R < -_ROUNDING) | (score_R > 1 + _ROUNDING)).any():
             raise JobError(
                 f"column {self.scores if self.predicted is None else self.score!r} holds scores outside 0 to 1 "
                 f"({np.nanmin(score_R):.4g} to {np.nanmax(score_R):.4g}): calibration is of probabilities"

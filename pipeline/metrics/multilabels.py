@@ -38,7 +38,7 @@ class Multilabels(Kind):
     labels: str | None = None
     scores: str | None = None
     threshold: float = 0.5  # of `scores`, where there is no `predicted`
-    known: tuple[str, ...] | None = None  # what the model can say; default: what the lists hold
+    known: tuple[str, ...] | None = None  # what the model can say; default: what the lists hold, where they hold all
 
     main = "micro_f1"
 
@@ -118,6 +118,8 @@ class Multilabels(Kind):
                 "labels are measured by a column of predictions, or by one of lists of labels and one of lists of "
                 "their scores"
             )
+        if lists is not None and not lists.is_complete():
+            lists = None
         known = self.known if self.known is not None or lists is None else tuple(lists.names.to_pylist())
         every = pa.concat_arrays([gold.flatten(), label_N, pa.array(known or (), pa.string())])
         names = pc.drop_null(pc.unique(every))
@@ -127,7 +129,7 @@ class Multilabels(Kind):
             _indicator(row_of_values(gold), gold.flatten(), names, len(table)),
             _indicator(row_N, label_N, names, len(table)),
             without_R,
-            lists if lists is not None and lists.is_complete() else None,
+            lists,
             None if known is None else frozenset(known),
         )
 

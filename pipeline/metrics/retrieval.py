@@ -4,9 +4,9 @@
     [1.0, 0.0]         [0.9, 0.1]                -> recall_at_1 0.5, recall_at_5 1.0, recall_at_10 1.0, mrr 0.75
     [0.6, 0.8]         [0.0, 1.0]
 
-The document of row i belongs to the query of row i; all rows' documents are the pool. A row without one of both counts
-as not found. Documents that are as near as the right one (copies of it) share the mean of their ranks. Q queries of R
-rows, D documents, E numbers of an embedding.
+The document of row i belongs to the query of row i; all rows' documents are the pool. A row without one of both, or
+with numbers in it that are not finite, counts as not found. Documents that are as near as the right one (copies of it)
+share the mean of their ranks. Q queries of R rows, D documents, E numbers of an embedding, C queries at once.
 """
 
 from collections.abc import Mapping
@@ -79,12 +79,17 @@ class Retrieval(Kind):
     def _embeddings(self, table: pa.Table, name: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Those that are there, one after another, and which rows have one."""
         lists = number_lists(table, name)
-        has_R = np.asarray(lists.is_valid())
+        has_R = np.array(lists.is_valid())
         counts = np.bincount(row_of_values(lists), minlength=len(lists))[has_R]
         if len(counts) and (counts.min() != counts.max() or counts[0] == 0):
             raise JobError(f"column {name!r} holds lists of {counts.min()} to {counts.max()} numbers: no embeddings")
-        values_QE = np.asarray(pc.drop_null(lists).flatten()).reshape(len(counts), counts[0] if len(counts) else 0)
-        if self.similarity == "cosine" and len(counts):
+        values_QE: npt.NDArray[np.float32] = np.asarray(pc.drop_null(lists).flatten()).reshape(
+            len(counts), counts[0] if len(counts) else 0
+        )
+        finite_Q = np.isfinite(values_QE).all(1)
+        has_R[has_R] = finite_Q
+        values_QE = values_QE[finite_Q]
+        if self.similarity == "cosine":
             values_QE = values_QE / np.maximum(np.linalg.norm(values_QE, axis=1, keepdims=True), np.float32(1e-12))
         return values_QE, has_R
 

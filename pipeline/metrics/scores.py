@@ -25,7 +25,7 @@ class Scores:
     row_V: npt.NDArray[np.int64]
     label_V: npt.NDArray[np.int64]
     score_V: npt.NDArray[np.float32]
-    rows: int
+    has_R: npt.NDArray[np.bool_]  # rows with lists, which may be empty
 
     @classmethod
     def of(cls, table: pa.Table, labels: str, scores: str) -> Self:
@@ -44,17 +44,17 @@ class Scores:
         names = pc.unique(values)
         names = names.take(pc.sort_indices(names))
         label_V = np.asarray(pc.index_in(values, names)).astype(np.int64)
-        return cls(names, row_V, label_V, np.asarray(score_values), len(label_lists))
+        return cls(names, row_V, label_V, np.asarray(score_values), np.asarray(label_lists.is_valid()))
 
     def is_complete(self) -> bool:
-        """Whether each row that has a list has a score of every label."""
-        counts_R = np.bincount(self.row_V, minlength=self.rows)
-        return bool(len(self.names) and np.isin(counts_R, [0, len(self.names)]).all())
+        """Whether each row that has lists has a score of every label."""
+        counts_R = np.bincount(self.row_V, minlength=len(self.has_R))
+        return bool(len(self.names) and (counts_R[self.has_R] == len(self.names)).all())
 
     def best(self) -> tuple[pa.Array, npt.NDArray[np.float32]]:
         """The label of each row's highest score, the first of equal ones, and the score; null, NaN without a list."""
-        score_R = np.full(self.rows, np.nan, np.float32)
-        label_R = np.zeros(self.rows, np.int64)
+        score_R = np.full(len(self.has_R), np.nan, np.float32)
+        label_R = np.zeros(len(self.has_R), np.int64)
         if len(self.row_V):
             starts = np.flatnonzero(np.r_[True, self.row_V[1:] != self.row_V[:-1]])
             score_R[self.row_V[starts]] = np.maximum.reduceat(self.score_V, starts)
@@ -65,8 +65,7 @@ class Scores:
     def of_label(self, label_R: pa.Array) -> npt.NDArray[np.float32]:
         """The score of one label of each row: 0 where the list lacks it, NaN without a list."""
         wanted_R = np.asarray(pc.fill_null(pc.index_in(label_R, self.names), -1))
-        found_R = np.full(self.rows, np.nan, np.float32)
-        found_R[self.row_V] = 0
+        found_R = np.where(self.has_R, np.float32(0), np.float32(np.nan))
         is_it_V = self.label_V == wanted_R[self.row_V]
         found_R[self.row_V[is_it_V]] = self.score_V[is_it_V]
         return found_R
@@ -74,7 +73,7 @@ class Scores:
     def matrix(self, names: pa.Array) -> npt.NDArray[np.float32]:
         """The score of each of these L labels: 0 where a list lacks it, NaN for a row without a list."""
         place_K = np.asarray(pc.fill_null(pc.index_in(self.names, names), len(names))).astype(np.int64)
-        found_RL = np.full((self.rows, len(names) + 1), np.nan, np.float32)
-        found_RL[self.row_V] = 0
+        found_RL = np.full((len(self.has_R), len(names) + 1), np.nan, np.float32)
+        found_RL[self.has_R] = 0
         found_RL[self.row_V, place_K[self.label_V]] = self.score_V
         return found_RL[:, :-1]

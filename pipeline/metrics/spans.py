@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import JobError
 from pipeline.metrics.base import Found, Kind, Value
 from pipeline.metrics.bootstrap import Bootstrap, Floats, intervals
 from pipeline.metrics.columns import nulls, row_of_values, structs
@@ -41,10 +42,15 @@ class Spans(Kind):
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without gold; one whose list is empty is judged.
 
-        Raises JobError: a column that is not there, or of another type.
+        Raises JobError: a column that is not there, or of another type; spans that lack one of the three.
         """
-        structs(table, self.gold, _FIELDS)
-        structs(table, self.predicted, _FIELDS)
+        for name in (self.gold, self.predicted):
+            spans = structs(table, name, _FIELDS).flatten()
+            lacking = sum(pc.struct_field(spans, field).null_count for field in _FIELDS)
+            if lacking:
+                raise JobError(
+                    f"column {name!r} holds spans without label, start or end: {lacking:,} of these are null"
+                )
         return {f"{self.gold} is null": nulls(table, self.gold)}
 
     def found(self, table: pa.Table, bootstrap: Bootstrap) -> Found:

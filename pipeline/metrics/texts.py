@@ -11,18 +11,21 @@ statistics of a metric, B resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import JobError
 from pipeline.metrics.base import Found, Kind, Value
 from pipeline.metrics.bootstrap import Bootstrap, Floats
 from pipeline.metrics.columns import nulls, strings
 from pipeline.metrics.counts import ratio
 from pipeline.metrics.libraries import library
+
+Tokenizer = Literal["13a", "char", "intl", "none", "zh"]  # of sacrebleu's those that need nothing further
 
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -34,15 +37,17 @@ class Texts(Kind):
     gold: str
     predicted: str
     use_stemmer: bool = False  # ROUGE: English word forms count as one word
-    tokenize: str = "13a"  # BLEU: what sacrebleu knows, zh, ja-mecab, ko-mecab, char … for texts without blanks
+    tokenize: Tokenizer = "13a"  # BLEU: how texts are cut; zh or char for those without blanks
 
     main = "rouge1"
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without gold.
 
-        Raises JobError: a column that is not there, or of another type.
+        Raises JobError: a column that is not there, or of another type; a `tokenize` that is not known.
         """
+        if self.tokenize not in get_args(Tokenizer):
+            raise JobError(f"BLEU cuts no text by {self.tokenize!r}; it knows {', '.join(get_args(Tokenizer))}")
         strings(table, self.predicted)
         strings(table, self.gold)
         return {f"{self.gold} is null": nulls(table, self.gold)}
@@ -70,8 +75,8 @@ class Texts(Kind):
             for name, mean, mean_B in zip(names, means_R6.mean(0), means_B6.T, strict=True)
         }
         for name, metric in of_corpus.items():
-            of_rows = metric.corpus_score(said, [gold]).score
-            values[name] = Value(float(of_rows), _scores(metric, sums[name]), len(gold))
+            of_rows, of_resamples = _scores(metric, stats[name].sum(0)[None]), _scores(metric, sums[name])
+            values[name] = Value(float(of_rows[0]), of_resamples, len(gold))
         return Found(values, {"without_prediction": predictions.null_count, "signatures": _signatures(of_corpus)})
 
 
@@ -84,9 +89,9 @@ def _statistics(metric: Any, said: Sequence[str], gold: Sequence[str]) -> npt.ND
     return np.array(metric._extract_corpus_statistics(said, [gold]), np.float64)
 
 
-def _scores(metric: Any, sums_BS: Floats) -> Floats:
-    """The score of each resample from its sums."""
-    return np.array([metric._compute_score_from_stats(sums.tolist()).score for sums in sums_BS], np.float64)
+def _scores(metric: Any, sums_XS: Floats) -> Floats:
+    """The scores of X samples from their sums."""
+    return np.array([metric._compute_score_from_stats(sums.tolist()).score for sums in sums_XS], np.float64)
 
 
 def _signatures(of_corpus: Mapping[str, Any]) -> dict[str, str]:

@@ -119,6 +119,11 @@ def test_an_infinite_number_is_null_in_json():
     assert Figure(math.inf, 2.0, math.inf, 3).to_json() == {"value": None, "low": 2.0, "high": None, "rows": 3}
 
 
+def test_what_stands_in_metrics_json_tells_how_intervals_came_to_be():
+    told = measure(KIND, drawn(0.7), seed=3, resamples=50, group="group").to_json()
+    assert told["intervals"] == {"coverage": 0.95, "resamples": 50, "seed": 3, "group": "group"}
+
+
 def test_a_figure_reads_as_a_line():
     assert str(Figure(0.76612, 0.7531, 0.7789, 4096)) == "0.7661 [0.7531, 0.7789] of 4,096 rows"
     assert str(Figure(0.5, None, None, 2)) == "0.5 of 2 rows"

@@ -149,6 +149,7 @@ def test_without_all_scores_there_is_no_log_loss():
     found = measure(LISTS, pa.table({"gold": ["web", "web"], **lists([["web"], ["games"]], [[0.9], [0.6]])}))
     assert set(found.figures) == {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "ece"}
     assert found.figures["accuracy"].value == 0.5
+    assert "unknown_labels" not in found.tables  # of two labels that are told, a model may know more
 
 
 def test_a_probability_of_nothing_has_a_finite_loss():
@@ -192,6 +193,11 @@ def test_whole_numbers_truth_values_and_dictionaries_are_labels_too():
     assert measure(Labels("gold", "said"), truth).figures["accuracy"].value == 0.5
     coded = pa.table({"gold": pa.array(["a", None, "b"]).dictionary_encode(), "said": ["a", "a", "a"]})
     assert measure(Labels("gold", "said"), coded).figures["accuracy"].value == 0.5
+
+
+def test_a_score_that_is_above_one_by_rounding_is_a_probability():
+    found = measure(SCORED, table([("web", "web")], score=pa.array([1.0000001], pa.float32())))
+    assert found.figures["ece"].value == pytest.approx(0, abs=1e-6)
 
 
 def test_a_table_of_many_chunks_is_read_whole():

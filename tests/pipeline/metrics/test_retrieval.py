@@ -73,6 +73,13 @@ def test_fixed_size_lists_with_nulls_are_embeddings():
     )
 
 
+def test_an_embedding_that_is_no_number_is_not_found():
+    nan = float("nan")
+    measured = measure(KIND, table([[nan, 0], [0, 1], [1, 0]], [[1, 0], [nan, 1], [1, 0]]))
+    assert measured.figures["recall_at_10"].value == pytest.approx(1 / 3)
+    assert measured.tables["without_prediction"] == 2
+
+
 def test_lengths_that_differ_are_refused():
     with pytest.raises(JobError, match=r"^embeddings of 'query' have 2 numbers and those of 'document' 3"):
         measure(KIND, table([[1, 0]], [[1, 0, 0]]))

@@ -150,3 +150,10 @@ def test_a_column_that_holds_no_spans_is_refused():
         JobError, match=r"^column 'said' holds list<item: string>, and lists of structs of label, start"
     ):
         measure(KIND, pa.table({"gold": pa.array([[]], SPAN), "said": [["PER"]]}))
+
+
+def test_a_span_that_lacks_its_end_or_is_null_is_refused():
+    with pytest.raises(JobError, match=r"^column 'gold' holds spans without label, start or end: 1 of these are null$"):
+        measure(KIND, table([[span("A", 1, None)]], [[]]))
+    with pytest.raises(JobError, match=r"^column 'said' holds spans without label, start or end: 3 of these are null$"):
+        measure(KIND, table([[]], [[None]]))

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import JobError
 from pipeline.metrics.base import measure
 from pipeline.metrics.baselines import lead
 from pipeline.metrics.bootstrap import Bootstrap
@@ -112,3 +113,8 @@ def test_lead_8_of_real_descriptions_reaches_what_the_project_says_of_it(debian)
     assert holds_its_value(found["rouge1"])
     assert 0.2 < found["rouge1"].value < 0.35
     assert found["predicted_words"].value <= 8
+
+
+def test_a_tokenizer_that_is_not_known_is_refused():
+    with pytest.raises(JobError, match=r"^BLEU cuts no text by 'flores200'; it knows 13a, char, intl, none, zh$"):
+        measure(Texts("gold", "said", tokenize="flores200"), table(ROWS))  # type: ignore[arg-type]

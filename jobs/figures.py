@@ -123,7 +123,7 @@ def evaluated(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> Renderab
     told += [
         ("model", f"{summary['model']} ({summary['digest'][:12]}…)"),
         ("speed", speed(summary)),
-        ("output", f"{output}/metrics.json"),
+        ("output", f"{output}/metrics.json, and pictures in {output}/plots"),
         ("next", f"corpusmill verify {shlex.quote(f'{output}/predictions')}"),
     ]
     return lines([(key, printable(value)) for key, value in told])

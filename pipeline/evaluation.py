@@ -29,8 +29,10 @@ from pipeline.corpus.column import find_dotted
 from pipeline.corpus.source import CorpusSettings, open_corpus
 from pipeline.errors import CorpusError, OutputError
 from pipeline.evaluate import TEXT, Baselines, Evaluated, annotate_job, evaluate
+from pipeline.gold import check_libraries
 from pipeline.job import AnnotateJob
-from pipeline.metrics import baselines
+from pipeline.metrics import baselines, plots
+from pipeline.metrics.base import Measured
 from pipeline.output.layout import PLAN
 from pipeline.output.planfile import differences
 from pipeline.output.storage import Store
@@ -111,6 +113,7 @@ def evaluate_job(job: EvaluateJob, cluster: Cluster, watcher: Watcher, began: fl
     store = Store.at(job.output.path)
     check_apart(job.corpus, store.root)
     _check_output(store, job)
+    check_libraries(["matplotlib"])
     prediction = predicted_by(job)
     found = evaluate(
         prediction,
@@ -125,6 +128,8 @@ def evaluate_job(job: EvaluateJob, cluster: Cluster, watcher: Watcher, began: fl
         began=began,
     )
     report = _report(job, found)
+    for name, picture in pictures_of(found.measured).items():
+        store.write(f"{PLOTS}/{name}.png", picture)
     store.write(METRICS, json.dumps(report, indent=1, allow_nan=False).encode())
     return Outcome(_summary(job, found, report, began), report, found.predictions.exit_code, found.predictions.notes)
 
@@ -190,6 +195,19 @@ _BASELINES: Mapping[str, Callable[[pa.Table, pa.ChunkedArray], dict[str, pa.Tabl
     "texts": _lead,
 }
 """By kind of metric."""
+
+
+def pictures_of(measured: Measured) -> dict[str, bytes]:
+    """PNG files of the tables that can be drawn, by name: `confusion`, `reliability`, `per_class`."""
+    tables, found = measured.tables, {}
+    if tables.get("confusion"):
+        found["confusion"] = plots.confusion(tables["confusion"])
+    if tables.get("reliability"):
+        ece = measured.figures.get("ece")
+        found["reliability"] = plots.reliability(tables["reliability"], ece=None if ece is None else ece.value)
+    if tables.get("per_class"):
+        found["per_class"] = plots.classes(tables["per_class"])
+    return found
 
 
 def _check_output(store: Store, job: EvaluateJob) -> None:

@@ -94,10 +94,15 @@ def check_comparable(kind: Kind, wanted: Wanted) -> None:
 
     Raises JobError: columns of other types than the kind compares; a library that is missing.
     """
-    for module in _LIBRARIES:
+    check_libraries(_LIBRARIES)
+    kind.left_out(pa.schema([(name, path.type) for name, path in wanted.columns.items()]).empty_table())
+
+
+def check_libraries(modules: Sequence[str]) -> None:
+    """Look for libraries without importing them. Raises JobError for one that is missing."""
+    for module in modules:
         if importlib.util.find_spec(module) is None:
             library(module)
-    kind.left_out(pa.schema([(name, path.type) for name, path in wanted.columns.items()]).empty_table())
 
 
 def measured(gold: Gold, store: Store, plan: Plan, files: Sequence[Mapping[str, Any]]) -> Measured:

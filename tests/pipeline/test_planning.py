@@ -29,6 +29,7 @@ from pipeline.planning import (
     place,
     read_plan,
     specs,
+    with_gold_of,
 )
 from pipeline.workers import Pools, Workers
 
@@ -355,3 +356,65 @@ def test_a_hub_branch_that_a_plan_has_resolved_stays_resolved() -> None:
     assert _as_planned(settings, planned).ref == f"hub:org/name@{commit}"
     assert _as_planned(settings, None) == settings
     assert _as_planned(ModelSettings(ref="hub:org/name@v2"), planned).ref == "hub:org/name@v2"
+
+
+# --------------------------------------------------------------------------------------------------------------- gold
+
+GOLD = """
+
+class Judged(Counting):
+    def compared(self):
+        from pipeline.tasks.base import Comparison
+
+        return Comparison("labels", {"predicted": "label"})
+
+
+del Counting
+"""
+
+
+@pytest.fixture
+def judged(job: Jobs, tmp_path: Path) -> Jobs:
+    """A job whose annotation can be compared with labels."""
+    (tmp_path / "judged.py").write_text(COUNTING.read_text() + GOLD)
+
+    def make(gold: str | None = None, **sections: Any) -> AnnotateJob:
+        return job(annotation={"task": str(tmp_path / "judged.py"), "gold": gold}, **sections)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("columns", "carried"), [("all", ("text", "number")), ("none", ("number",)), (["text"], ("text", "number"))]
+)
+def test_gold_stands_in_the_parts_whatever_columns_say(judged: Jobs, columns: object, carried: tuple[str, ...]) -> None:
+    made = judged(gold="number", output={"columns": columns})
+    plan = _plan(made)
+    assert carried_columns(made, plan) == carried
+    assert set(_read_plan(made, plan).columns) == {"text", "number"}
+
+
+def test_gold_that_the_corpus_has_not_is_told_with_its_annotation(judged: Jobs) -> None:
+    with pytest.raises(CorpusError, match=r"annotation 'size': gold: no column 'nummer'; did you mean 'number'"):
+        _plan(judged(gold="nummer"))
+
+
+def test_another_gold_is_no_other_job_where_the_parts_hold_it_anyway(judged: Jobs) -> None:
+    plan = from_bytes(to_bytes(_plan(judged())))
+    check_unchanged(judged(gold="number"), pin_models(judged(gold="number")), plan)
+    plan = from_bytes(to_bytes(_plan(judged(gold="number"))))
+    check_unchanged(judged(), pin_models(judged()), plan)
+    changed = with_gold_of(plan, judged(gold="text"))
+    assert changed.job["annotations"][0]["gold"] == "text"
+    assert with_gold_of(changed, judged(gold="text")) is changed
+
+
+def test_another_gold_is_refused_where_the_parts_would_have_other_columns(judged: Jobs) -> None:
+    plan = from_bytes(to_bytes(_plan(judged(output={"columns": "none"}))))
+    changed = judged(gold="number", output={"columns": "none"})
+    with pytest.raises(OutputError, match=r"annotations\.0\.gold: is new, 'number'"):
+        check_unchanged(changed, pin_models(changed), plan)
+
+
+def test_without_gold_a_job_is_pinned_as_before_there_was_gold(judged: Jobs) -> None:
+    assert "gold" not in judged().pinned()["annotations"][0]

@@ -47,7 +47,7 @@ class Bootstrap:
         The statistics of a name are an array of R rows and S columns, or a sparse one (`in_column`).
         """
         sparse = library("scipy.sparse")
-        # Sparse throughout: BLAS on two cores that others use as well took ten times as long for thin arrays.
+        # Sparse even where it is not: for arrays this thin BLAS took ten times as long, its threads waiting in turn.
         stats_RS = sparse.hstack([sparse.csr_array(each_RS, dtype=np.float64) for each_RS in stats.values()], "csr")
         stats_SU = (stats_RS if self._group_R is None else self._of_groups() @ stats_RS).T.tocsr()
         blocks = [stats_SU @ weights_UC for weights_UC in self._blocks()]

@@ -29,6 +29,7 @@ from pipeline.metrics.scores import Scores
 
 _MATRIX_LABELS = 200  # with more, a matrix is too large to read and to keep
 _CONFUSIONS = 50
+_AVERAGES = ("macro", "micro", "weighted")
 _ROUNDING = 1e-3  # the mean of windows' scores in float32 may be a little more than 1
 _LEAST_PROBABILITY = np.finfo(np.float32).eps  # as scikit-learn clips scores in float32
 
@@ -61,7 +62,6 @@ class Labels(Kind):
         rows, count = len(coded.gold_R), len(coded.names)
         scored_R = np.isfinite(read.score_R) & (coded.predicted_R < count)
         loss_R = read.losses()
-
         known_R = np.isfinite(loss_R)
         sums = bootstrap.sums(
             {
@@ -133,13 +133,10 @@ class Labels(Kind):
             score_R = numbers(table, self.score)
         if ((score_R < -_ROUNDING) | (score_R > 1 + _ROUNDING)).any():
             raise JobError(
-                f"column {self.scores if self.predicted is None else self.score!r} holds scores outside 0 to 1 "
+                f"column {self.score or self.scores!r} holds scores outside 0 to 1 "
                 f"({np.nanmin(score_R):.4g} to {np.nanmax(score_R):.4g}): calibration is of probabilities"
             )
         return _Read(gold, predicted, score_R, lists, known)
-
-
-_AVERAGES = ("macro", "micro", "weighted")
 
 
 @dataclass(frozen=True, slots=True)

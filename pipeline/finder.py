@@ -96,9 +96,7 @@ class Finder(Generic[Found]):
             raise JobError(f"{place} defines no {base.__name__}{self._unfinished(module)}: {wanted}")
         if len(classes) > 1:
             names = ", ".join(each.__name__ for each in classes)
-            raise JobError(
-                f"{place} defines {len(classes)} {self._noun}s ({names}): one file, one {self._noun}"
-            )
+            raise JobError(f"{place} defines {len(classes)} {self._noun}s ({names}): one file, one {self._noun}")
         config = getattr(classes[0], "Config", None)
         if not (inspect.isclass(config) and issubclass(config, self._config)):
             raise JobError(

@@ -11,7 +11,7 @@ pools are never fused, and all pools start at once (so they have to fit together
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskP
 from ray.data.block import BlockMetadata
 
 from pipeline.envelope import Envelope
-from pipeline.errors import RunError
+from pipeline.errors import CorpusmillError, RunError
 from pipeline.stages import AnnotateStage, Order, Work, commit, read
 
 TASK_CPUS = 0.25
@@ -40,6 +40,7 @@ class Units(Datasource):
         """Keep the orders; nothing is read before the tasks run."""
         self._orders = orders
         self._work = work
+        self._read = _read_block
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Not known, and not needed: one block is one unit."""
@@ -54,7 +55,7 @@ class Units(Datasource):
         """A task for each order."""
         return [
             ReadTask(
-                partial(_read_block, order, self._work),
+                partial(self._read, order, self._work),
                 BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None),
             )
             for order in self._orders
@@ -146,6 +147,41 @@ def stream_with_suspects(orders: Sequence[Order], work: Work) -> Iterator[dict[s
     one_each = {pool: replace(workers, actors=1) for pool, workers in work.pools.items()}
     for order in suspects:
         yield from stream([order], replace(work, alone=True, pools=one_each))
+
+
+def each_unit(
+    orders: Sequence[Any], compute: Callable[[Any, Any], dict[str, Any]], work: Any, cpus: float = 1.0
+) -> Iterator[dict[str, Any]]:
+    """Compute something of each order, any number at a time; what each tells comes as soon as it stands.
+
+    For units that need no actor: `compute(order, work)` is a plain function, and its answer JSON. Ray must run already.
+    An error of ours is raised here as what it was.
+    """
+    _quiet_context()
+    dataset = read_datasource(
+        _Computed(orders, compute, ray.put(work)), override_num_blocks=len(orders), num_cpus=cpus, memory=TASK_MEMORY
+    )
+    try:
+        for row in dataset.iter_rows():
+            yield json.loads(row["told"])
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, CorpusmillError):
+            raise cause from error
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(f"Ray gave up: {reason}; what is done stays, the same command goes on") from error
+
+
+class _Computed(Units):
+    """One ReadTask an order, whose block is what a function tells of it."""
+
+    def __init__(self, orders: Sequence[Any], compute: Callable[[Any, Any], dict[str, Any]], work: Any) -> None:
+        super().__init__(orders, work)
+        self._read = partial(_told_block, compute)
+
+
+def _told_block(compute: Callable[[Any, Any], dict[str, Any]], order: Any, work: Any) -> Iterator[pa.Table]:
+    yield pa.table({"told": [json.dumps(compute(order, _brought(work)))]})
 
 
 def _quiet_context() -> None:

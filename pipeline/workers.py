@@ -28,6 +28,33 @@ class Workers:
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
 
+@dataclass(frozen=True, slots=True)
+class TrainWorkers:
+    """The workers of a training, which hold a copy (or a shard) of the model each."""
+
+    count: int
+    least: int  # so many are enough to go on with, where others find no place
+    cpus: float  # of each
+    gpus: float
+    memory_bytes: int | None
+
+    @property
+    def device(self) -> Device:
+        """Where a worker computes."""
+        return "cuda" if self.gpus > 0 else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """torch's threads in each worker."""
+        return max(1, int(self.cpus))
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for each."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_bytes or 0)}
+        return {name: amount for name, amount in asked.items() if amount}
+
+
 Pools = Mapping[str | None, Workers]
 """The actors of each pool, by the name that annotations give it; None: the job's own, of annotations that name none."""
 
@@ -45,6 +72,10 @@ class Cluster(Protocol):
 
         Raises PlacementError where they do not fit, JobError where the job's pools and the cluster's differ.
         """
+        ...
+
+    def train_workers(self, weights_bytes: int) -> TrainWorkers:
+        """Place the workers of a training of a model of so many bytes. Raises PlacementError where they do not fit."""
         ...
 
     def connected(self) -> AbstractContextManager[None]:

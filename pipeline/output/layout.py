@@ -53,7 +53,7 @@ def receipt_path(unit: str) -> str:
 def kind_of(path: str) -> str:
     """What a file is, for failpoints and messages: part, receipt, plan …"""
     known = _KIND_OF_FILE.get(path)
-    return known or next(kind for folder, kind in _KIND_OF_FOLDER.items() if path.startswith(folder + "/"))
+    return known or next((kind for folder, kind in _KIND_OF_FOLDER.items() if path.startswith(folder + "/")), "file")
 
 
 def check_output(root: str) -> None:

@@ -40,7 +40,11 @@ class Counts:
         found = cls({}, {}, {}, {}, 0, 0, 0)
         unreadable = filtered = truncated = 0
         for each in receipts:
-            for sums, part in ((found.rows, each["rows"]), (found.tokens, each["tokens"]), (found.left_out, each["left_out"])):
+            for sums, part in (
+                (found.rows, each["rows"]),
+                (found.tokens, each["tokens"]),
+                (found.left_out, each["left_out"]),
+            ):
                 for key, value in part.items():
                     sums[key] = sums.get(key, 0) + value
             for subset, part in each["counted"].items():
@@ -82,7 +86,9 @@ class Examples:
         try:
             parts = [datasets.Dataset.from_file(path) for path in paths]
         except (OSError, pa.ArrowInvalid) as error:
-            raise RunError(f"the examples cannot be read: {error}; remove {EXAMPLES} and run the same command") from error
+            raise RunError(
+                f"the examples cannot be read: {error}; remove {EXAMPLES} and run the same command"
+            ) from error
         self._dataset = datasets.concatenate_datasets(parts).with_format("arrow") if parts else None
         tables = [] if self._dataset is None else [self._dataset.data.table]
         lists = [chunk for table in tables for chunk in table["input_ids"].chunks]

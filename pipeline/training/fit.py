@@ -1,16 +1,14 @@
-"""Ray Train around the loop: workers are placed, killed ones replaced, and the training goes on from its last checkpoint.
+"""Ray Train around the loop: workers are placed, killed ones replaced, and it goes on from the last checkpoint.
 
     trained = fit(work, workers, watcher)      # Trained(checkpoint="…/checkpoints/step-1536", history=[…], …)
 
 Facts about Ray Train (V2, 2.60) that it rests on: a checkpoint counts once all ranks have reported it and the snapshot
-beside it names it; a run of the same name and place goes on from there; of the kept checkpoints the latest is always one.
+beside it names it; a run of the same name and place goes on from there; the latest is always among those kept.
 """
 
 import json
-import os
 import shutil
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,11 +20,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.errors import RunError
 from pipeline.progress import Watcher
-from pipeline.training.loop import CHECKPOINT, PROGRESS, Work
+from pipeline.training.loop import PROGRESS, Work
 from pipeline.training.schedule import Schedule
 from pipeline.workers import TrainWorkers
 
 CHECKPOINTS = "checkpoints"
+CHECKPOINT = "checkpoint"
+"""The folder of transformers' own files inside each of them."""
 
 DEATHS_AT_MOST = 1_000
 """Workers that may die in one run: each of them costs the steps since the last checkpoint, never the run."""
@@ -66,7 +66,9 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=work.store.root,
-            failure_config=ray.train.FailureConfig(max_failures=DEATHS_AT_MOST, controller_failure_limit=DEATHS_AT_MOST),
+            failure_config=ray.train.FailureConfig(
+                max_failures=DEATHS_AT_MOST, controller_failure_limit=DEATHS_AT_MOST
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=max(2, work.job["training"]["keep_checkpoints"]) if work.schedule.best else 1,
                 checkpoint_score_attribute=_SCORE if work.schedule.best else None,
@@ -74,7 +76,7 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
         ),
     )
     try:
-        with _told(work, watcher):
+        with _Told(work, watcher):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunError(f"the training failed: {_cause(error)}") from error
@@ -125,7 +127,7 @@ def report(state: Any, folder: Path | None, schedule: Schedule, sums: Mapping[st
     shutil.rmtree(above, ignore_errors=True)
 
 
-class _told:
+class _Told:
     """Says on the terminal how far the workers are, as the first of them writes it down."""
 
     def __init__(self, work: Work, watcher: Watcher) -> None:
@@ -176,6 +178,3 @@ def _cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {0: error}
     lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-_ = (os, time)

@@ -185,7 +185,10 @@ class TrainingSettings(Settings):
     """Of the arithmetic; the weights and the optimizer stay in float32. auto: bfloat16 where the hardware has it."""
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Of hidden layers and attention; default: what the model's config says."""
+    """Of hidden layers; default: what the model's config says."""
+
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of attention; more than 0 takes the model out of the fast kernels."""
 
     freeze: list[str] = Field(default_factory=list)
     """Parts that stay as they are: `embeddings`, `encoder`, or beginnings of parameter names."""
@@ -214,7 +217,8 @@ class TrainingSettings(Settings):
     """Of the order, of dropout, and of new weights."""
 
     log: Literal["tensorboard", "mlflow", "wandb"] | None = "tensorboard"
-    """Where the curves go: TensorBoard files in the output's `logs/`, or the service that transformers' callback finds."""
+    """Where the curves go: TensorBoard's files in the output's `logs/`, or the service that transformers' callback
+    finds by its own environment variables."""
 
 
 class GateSettings(Settings):

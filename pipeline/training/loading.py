@@ -19,14 +19,16 @@ from torch import nn
 from pipeline.errors import JobError, ModelError
 from pipeline.models.loading import quietly
 from pipeline.models.reference import PinnedModel
+from pipeline.training.dropout import set_attention_dropout
 
 if TYPE_CHECKING:
     from pipeline.training.job import LoraSettings, TrainingSettings
+    from pipeline.training.objectives.base import Learned, Objective
 
 _DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "activation_dropout",
-    "dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop", "embedding_dropout", "mlp_dropout", "seq_classif_dropout",
-    "pooler_dropout",
+    "dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop", "embedding_dropout", "mlp_dropout", "pooler_dropout",
+    "seq_classif_dropout",
 )  # fmt: skip
 """What families call the dropout of hidden layers and attention in config.json."""
 
@@ -42,7 +44,9 @@ def pretrained(
         raise ModelError(f"model {pinned.ref!r} is a GGUF file, packed for inference; train from safetensors")
     torch.manual_seed(training.seed)
     kind = getattr(transformers, auto_class)
-    changed = {name: training.dropout for name in _DROPOUTS if name in pinned.config} if training.dropout is not None else {}
+    changed = (
+        {name: training.dropout for name in _DROPOUTS if name in pinned.config} if training.dropout is not None else {}
+    )
     try:
         with quietly():
             module, told = kind.from_pretrained(
@@ -65,6 +69,7 @@ def pretrained(
         raise ModelError(
             f"model {pinned.ref!r} lacks {len(missing)} weights of its own body: {', '.join(sorted(missing)[:4])}"
         )
+    set_attention_dropout(module, training.attention_dropout)
     freeze(module, training.freeze)
     return module if training.lora is None else with_lora(module, training.lora)
 
@@ -129,3 +134,15 @@ def save(module: nn.Module, tokenizer: Any, folder: str, max_tokens: int) -> Non
         tokenizer.save_pretrained(folder)
         tokenizer.model_max_length = before
     Path(folder, "training_args.bin").unlink(missing_ok=True)
+
+
+def load_checkpoint(objective: "Objective", learned: "Learned", training: "TrainingSettings", folder: str) -> nn.Module:
+    """The module with the weights of one of transformers' checkpoint folders."""
+    from safetensors.torch import load_model
+
+    module = objective.build(learned, training)
+    if hasattr(module, "merge_and_unload"):  # LoRA's updates alone
+        module.load_adapter(folder, "default", is_trainable=False)
+        return module
+    load_model(module, str(Path(folder, "model.safetensors")))
+    return module

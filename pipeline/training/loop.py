@@ -11,15 +11,15 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 import transformers
@@ -30,7 +30,9 @@ from pipeline.batching import micro_batches, padding
 from pipeline.models.reference import PinnedModel
 from pipeline.output.storage import Store
 from pipeline.training.examples import Examples
+from pipeline.training.dropout import suit_cpu
 from pipeline.training.job import FinetuneJob
+from pipeline.training.masters import MasterAdamW
 from pipeline.training.objectives.base import Learned, Objective
 from pipeline.training.order import Order, shared_out
 from pipeline.training.rows import started
@@ -39,8 +41,6 @@ from pipeline.workers import Device
 
 PROGRESS = "metadata/tmp/training.json"
 """Where the first worker says how far it is."""
-
-CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Work:
     job: dict[str, Any]
     model: PinnedModel
     max_tokens: int
-    label_type: Any  # pyarrow.DataType of the label column; None without one
+    schema: pa.Schema  # of the corpus
     names: tuple[str, ...]  # the encoded units, in order
     learned: Learned
     schedule: Schedule
@@ -136,6 +136,25 @@ class _Trainer(transformers.Trainer):
         self.loop.padding_tokens += step.padding_tokens
         return total
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; with float32 masters where the model computes in bfloat16."""
+        if not self.loop.masters or self.optimizer is not None:
+            return super().create_optimizer(model)
+        decayed = set(self.get_decay_parameter_names(self.model))
+        groups = [
+            {
+                "params": [
+                    each
+                    for name, each in self.model.named_parameters()
+                    if each.requires_grad and (name in decayed) == decays
+                ],
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+            }
+            for decays in (True, False)
+        ]
+        self.optimizer = MasterAdamW(groups, lr=self.args.learning_rate)
+        return self.optimizer
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation's loss and the objective's figures, over all ranks."""
         metrics = {f"eval_{name}": value for name, value in self.loop.validate(self.model_wrapped).items()}
@@ -165,7 +184,7 @@ class _Loop:
     def __init__(self, work: Work, rank: int, ranks: int, device: torch.device) -> None:
         self.work, self.rank, self.ranks, self.device = work, rank, ranks, device
         self.job = FinetuneJob.model_validate(work.job)
-        self.objective: Objective = started(self.job, work.model, work.max_tokens, work.label_type)
+        self.objective: Objective = started(self.job, work.model, work.max_tokens, work.schema)
         self.train = Examples.of(work.store, "train", work.names)
         self.validation = Examples.of(work.store, "validation", work.names)
         settings = self.job.training
@@ -183,7 +202,11 @@ class _Loop:
             tensors = self._tensors(self.train, rows_B[:1], random)
             return Step([Micro(tensors, 0.0)], 0, 0)
         lengths = self.train.lengths_E[mine]
-        batches = [np.arange(len(mine))] if self.objective.whole_batch else micro_batches(lengths, self.work.micro_batch_tokens)
+        batches = (
+            [np.arange(len(mine))]
+            if self.objective.whole_batch
+            else micro_batches(lengths, self.work.micro_batch_tokens)
+        )
         scale = self.ranks / weight  # the ranks' gradients are averaged, and a step's loss is their sum
         micros = [Micro(self._tensors(self.train, mine[batch], random), scale) for batch in batches]
         return Step(micros, int(lengths.sum()), padding(lengths, batches))
@@ -219,10 +242,19 @@ class _Loop:
     def run(self, resumed: str | None) -> nn.Module:
         """Train to the end of the schedule, or on from a checkpoint."""
         model = self.objective.build(self.work.learned, self.job.training)
+        if self.work.device == "cpu":
+            suit_cpu(model)
+        if self.masters:
+            model.to(torch.bfloat16)
         folder = mkdtemp(prefix="corpusmill-training-")
         trainer = _Trainer(self, model=model, args=self._arguments(folder), callbacks=[_Calls(self)])
         trainer.train(resume_from_checkpoint=resumed)
         return trainer.model
+
+    @property
+    def masters(self) -> bool:
+        """Whether the model is in bfloat16, and the optimizer keeps the float32 weights; FSDP casts by itself."""
+        return self.work.bf16 and not self.job.training.sharded
 
     def _arguments(self, folder: str) -> transformers.TrainingArguments:
         settings, schedule = self.job.training, self.work.schedule
@@ -239,10 +271,10 @@ class _Loop:
             optim="adamw_torch_fused",
             per_device_train_batch_size=1,  # a step is a batch of ours
             seed=settings.seed,
-            bf16=self.work.bf16,
+            bf16=self.work.bf16 and not self.masters,
             use_cpu=self.work.device == "cpu",
             ddp_find_unused_parameters=False,
-            ddp_backend="gloo" if self.work.device == "cpu" else None,
+            ddp_backend=("gloo" if self.work.device == "cpu" else "nccl") if self.ranks > 1 else None,
             fsdp=["full_shard", "auto_wrap"] if settings.sharded else None,
             logging_steps=schedule.log_every,
             logging_nan_inf_filter=False,
@@ -296,7 +328,13 @@ class _Calls(transformers.TrainerCallback):
         from pipeline.training.fit import report
 
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        report(state, folder if folder.is_dir() and any(folder.iterdir()) else None, self._loop.work.schedule)
+        loop = self._loop
+        sums = {
+            "tokens": loop.tokens * loop.ranks,
+            "padding_tokens": loop.padding_tokens * loop.ranks,
+            "seconds": time.monotonic() - loop.began,
+        }
+        report(state, folder if folder.is_dir() and any(folder.iterdir()) else None, loop.work.schedule, sums)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -313,7 +351,3 @@ def train(work: Work, rank: int, ranks: int, device: torch.device, resumed: str 
     """Train in this process, one of `ranks`; all checkpoints go through `report`."""
     torch.set_num_threads(work.threads)
     _Loop(work, rank, ranks, device).run(resumed)
-
-
-__all__: Sequence[str] = ("Work", "train")
-_ = partial

@@ -1,13 +1,13 @@
 """Which rows a fine-tuning reads, and the way of one unit of them: read, divided among the subsets, encoded, kept.
 
-    plan_rows(job)                     -> RowPlan(sources=(Source(subset=None, read=…, units=(…)),), …)
-    encode_unit(order, work)           -> what its receipt tells, and on disk:
+plan_rows(job)                     -> RowPlan(sources=(Source(subset=None, read=…, units=(…)),), …)
+encode_unit(order, work)           -> what its receipt tells, and on disk:
 
-    metadata/examples/0-6f1c…-train.arrow         input_ids, weight, … : what a worker maps into memory
-    metadata/examples/0-6f1c…-validation.arrow
-    metadata/examples/0-6f1c…-test.parquet        the rows themselves: they are judged as any annotate job sees them
-    metadata/examples/0-6f1c…-left_out.parquet    _file, _row, reason, detail
-    metadata/examples/0-6f1c….json                the unit's receipt, last
+metadata/examples/0-6f1c…-train.arrow         input_ids, weight, … : what a worker maps into memory
+metadata/examples/0-6f1c…-validation.arrow
+metadata/examples/0-6f1c…-test.parquet        the rows themselves: they are judged as any annotate job sees them
+metadata/examples/0-6f1c…-left_out.parquet    _file, _row, reason, detail
+metadata/examples/0-6f1c….json                the unit's receipt, last
 """
 
 import json
@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from pipeline.corpus.column import find_dotted
 from pipeline.corpus.plan import Fragment, Unit, UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan, UnitReader
-from pipeline.corpus.rowgroup import ranges_of
 from pipeline.corpus.source import CorpusSettings, open_corpus
-from pipeline.corpus.text import TextSource, compile_text
+from pipeline.corpus.text import compile_text
 from pipeline.inputs import Source as InputSource
 from pipeline.inputs import source_of
 from pipeline.models.reference import PinnedModel
@@ -33,19 +32,25 @@ from pipeline.planning import carries_identity, file_system_of, rows_wanted
 from pipeline.quarantine import Failure, Reason
 from pipeline.training import objectives
 from pipeline.training.job import DataSettings, FinetuneJob
-from pipeline.training.objectives.base import Learned, Objective
+from pipeline.training.objectives.base import Objective
 from pipeline.training.split import SUBSETS, Subset, subset_named, subset_of
 
 EXAMPLES = "metadata/examples"
 
 _BOUNDS = UnitBounds(rows=16_384)
-"""Tokenising is cheap beside training, and few large files are read faster than many. Where a run computes plays no part
-in it: the order of the examples is the order of the units."""
+"""Tokenising is cheap beside training, and few large files are read faster than many. Where a run computes plays no
+part in it: the order of the examples is the order of the units."""
 
 MOST_CHARS = 10_000_000
 
 _LEFT_OUT = pa.schema(
-    [("_file", pa.string()), ("_row", pa.int64()), ("subset", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+    [
+        ("_file", pa.string()),
+        ("_row", pa.int64()),
+        ("subset", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
 
 
@@ -89,7 +94,7 @@ def plan_rows(job: FinetuneJob) -> tuple[tuple[Rows, ...], tuple[str, ...]]:
     Raises CorpusError: no such column, a label of a type that the objective can make nothing of.
     """
     found, notes = [], []
-    for subset, settings in _corpora(job.data):
+    for subset, settings in corpora(job.data):
         corpus = open_corpus(settings)
         objective = objective_of(job)
         sources = sources_of(job, objective, corpus.schema)
@@ -127,7 +132,8 @@ def sources_of(job: FinetuneJob, objective: Objective, schema: pa.Schema) -> dic
     return found
 
 
-def _corpora(data: DataSettings) -> list[tuple[Subset | None, CorpusSettings]]:
+def corpora(data: DataSettings) -> list[tuple[Subset | None, CorpusSettings]]:
+    """The corpora of a job: one, or one for each subset that has files of its own."""
     shared = {"filter": data.filter, "sample": data.sample, "seed": data.seed}
     if data.split.files is None:
         assert data.path is not None
@@ -147,7 +153,9 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
     job = FinetuneJob.model_validate(work.job)
     rows = work.rows[order.source]
     objective = started(job, work.model, work.max_tokens, rows.read.schema)
-    found = UnitReader(rows.read).read(order.unit, {span.fragment: rows.fragments[span.fragment] for span in order.unit.spans})
+    found = UnitReader(rows.read).read(
+        order.unit, {span.fragment: rows.fragments[span.fragment] for span in order.unit.spans}
+    )
     table = found.table
     sources = sources_of(job, objective, table.schema)
     inputs, failures = _rendered(sources, table)
@@ -167,7 +175,9 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
         mine = [row for row in range(table.num_rows) if subsets_N[row] == subset and row not in failures]
         if not mine:
             continue
-        encoded = objective.encode({name: [values[row] for row in mine] for name, values in inputs.items() if name != "split"})
+        encoded = objective.encode(
+            {name: [values[row] for row in mine] for name, values in inputs.items() if name != "split"}
+        )
         failures |= {mine[at]: failure for at, failure in encoded.failures.items()}
         kept = [row for at, row in enumerate(mine) if at not in encoded.failures]
         receipt["rows"][subset] = len(kept)
@@ -205,9 +215,7 @@ def started(job: FinetuneJob, model: PinnedModel, max_tokens: int, schema: pa.Sc
     return _started[key]
 
 
-def _rendered(
-    sources: Mapping[str, InputSource], table: pa.Table
-) -> tuple[dict[str, list[Any]], dict[int, Failure]]:
+def _rendered(sources: Mapping[str, InputSource], table: pa.Table) -> tuple[dict[str, list[Any]], dict[int, Failure]]:
     inputs: dict[str, list[Any]] = {}
     failures: dict[int, Failure] = {}
     for name, source in sources.items():

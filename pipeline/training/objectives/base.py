@@ -97,7 +97,7 @@ class Objective(ABC):
             found["label"] = ColumnInput(self.data.label)
         return found
 
-    def check_label(self, type_: pa.DataType) -> None:  # noqa: ARG002 - a hook
+    def check_label(self, type_: pa.DataType) -> None:
         """Raise CorpusError where the label column has a type that this objective can make nothing of."""
 
     # ------------------------------------------------------------------------------------------------------ encoding
@@ -131,7 +131,7 @@ class Objective(ABC):
         columns: Mapping[str, pa.Array],
         weights: npt.NDArray[np.float32] | None = None,
     ) -> Encoded:
-        """One example for each row without a failure; `columns` have those rows alone. Weights: 1 where none are given."""
+        """One example for each row without a failure; `columns` and `weights` (1 each by default) have those alone."""
         keep = [piece for piece, row in enumerate(pieces.row_P.tolist()) if row not in failures]
         ids = [pieces.ids_P[piece] for piece in keep]
         made = {
@@ -196,9 +196,7 @@ class Objective(ABC):
         return {}
 
     @abstractmethod
-    def batch(
-        self, examples: pa.Table, learned: Learned, random: np.random.Generator
-    ) -> "dict[str, torch.Tensor]":
+    def batch(self, examples: pa.Table, learned: Learned, random: np.random.Generator) -> "dict[str, torch.Tensor]":
         """B examples as tensors, padded on the right; `random` is the step's own."""
 
     @abstractmethod

@@ -1,0 +1,303 @@
+"""The road of a fine-tuning: labeled rows become examples, a model is trained, judged on rows it never saw, promoted.
+
+job -> model pinned, rows planned -> examples (Ray Data) -> checkpoints (Ray Train) -> metadata/candidate
+    -> predictions (an annotate run over the test rows) -> metrics.json -> gate -> model/, by one rename, last
+
+Each part leaves its mark when it is done, so the same command goes on where a killed one stopped.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.annotate import new_run_id
+from pipeline.corpus.apart import check_apart
+from pipeline.corpus.source import CorpusSettings
+from pipeline.errors import CorpusError, Interrupted, JobError, OutputError
+from pipeline.models.device import default_budget, resolve_dtype
+from pipeline.models.inspection import positions_tokens, window_tokens
+from pipeline.models.reference import PinnedModel, pin
+from pipeline.output.layout import PLAN, check_output
+from pipeline.output.lease import Lease
+from pipeline.output.planfile import differences
+from pipeline.output.storage import Store
+from pipeline.progress import Watcher
+from pipeline.tasks.base import OWN_MODULE
+from pipeline.training import rows as training_rows
+from pipeline.training.examples import Counts, Examples, receipt_of
+from pipeline.training.gate import Verdict, judged
+from pipeline.training.job import FinetuneJob
+from pipeline.training.objectives.base import Learned, Objective
+from pipeline.training.order import Order
+from pipeline.training.rows import EXAMPLES, Rows, objective_of, plan_rows
+from pipeline.training.schedule import Schedule
+from pipeline.workers import Cluster, TrainWorkers
+
+MODEL = "model"
+CANDIDATE = "metadata/candidate"
+TRAINED = "metadata/trained.json"
+METRICS = "metrics.json"
+MANIFEST = "metadata/manifest.json"
+PREDICTIONS = "predictions"
+
+NOT_PROMOTED = 5
+"""Exit code of a run whose model did not pass its gate."""
+
+DEFAULT_MAX_TOKENS = 512
+"""Tokens of a text where neither job nor model say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a fine-tuning leaves for its caller; `summary` is what `--json` prints."""
+
+    summary: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    exit_code: int
+    notes: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a job on one output, under its lease."""
+
+    job: FinetuneJob
+    store: Store
+    model: PinnedModel
+    rows: tuple[Rows, ...]
+    plan: Mapping[str, Any]
+    workers: TrainWorkers
+    run_id: str
+    began: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The units of all corpora, in order."""
+        return tuple(self.plan["units"])
+
+
+def finetune(job: FinetuneJob, cluster: Cluster, watcher: Watcher, began: float | None = None) -> Outcome:
+    """Run a job to its end, or on from where an earlier run of it stopped.
+
+    Raises JobError and its kinds before anything is computed, RunError half-way, Interrupted on Ctrl-C.
+    """
+    began = time.monotonic() if began is None else began
+    watcher.phase("planning")
+    store = Store.at(job.output.path)
+    for _, settings in training_rows.corpora(job.data):
+        check_apart(settings, store.root)
+    check_output(store.root)
+    model = pin(job.model)
+    rows, notes = plan_rows(job)
+    workers = cluster.train_workers(model.weights_bytes)
+    plan = _plan(job, model, rows, workers)
+    with Lease.acquire(store, run_id := new_run_id()):
+        plan = _pinned(store, plan)
+        run = Run(job, store, model, rows, plan, workers, run_id, began, list(notes))
+        for note in run.notes:
+            watcher.note(note)
+        try:
+            return _run(run, cluster, watcher)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted: what is done stays; the same command goes on") from None
+
+
+def _run(run: Run, cluster: Cluster, watcher: Watcher) -> Outcome:
+    if (done := run.store.find(MANIFEST)) is not None:
+        manifest = json.loads(done)
+        return _outcome(run, manifest)
+    watcher.phase("starting Ray")
+    with cluster.connected():
+        counts = encode(run, watcher)
+        objective, learned = learn(run, counts)
+        trained = train(run, objective, learned, counts, watcher)
+        candidate = assemble(run, objective, learned, trained)
+        return conclude(run, objective, learned, counts, trained, candidate, cluster, watcher)
+
+
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+def _plan(job: FinetuneJob, model: PinnedModel, rows: tuple[Rows, ...], workers: TrainWorkers) -> dict[str, Any]:
+    """What must not change while this output is made, and what a resumed run takes from the first."""
+    return {
+        "kind": "finetune",
+        "version": 1,
+        "corpusmill": version("corpusmill"),
+        "job": job.pinned(),
+        "model": {"ref": model.ref, "revision": model.revision, "digest": model.digest},
+        "units": [f"{source}-{unit.id}" for source, each in enumerate(rows) for unit in each.units],
+        "max_tokens": _window(job, model),
+        "micro_batch_tokens": job.training.micro_batch_tokens or default_budget(workers.device),
+        "device": workers.device,
+        "dtype": resolve_dtype(job.training.dtype, workers.device),
+        "threads": workers.threads,
+    }
+
+
+def _window(job: FinetuneJob, model: PinnedModel) -> int:
+    asked, bound = job.training.max_tokens, positions_tokens(model.config)
+    if asked is not None and bound is not None and asked > bound:
+        raise JobError(f"training.max_tokens: {asked} is more than the {bound} positions of {model.ref!r}")
+    return asked or window_tokens(Path(model.folder), model.config) or DEFAULT_MAX_TOKENS
+
+
+def _pinned(store: Store, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan that this output was begun with, or this one where it is fresh. Raises OutputError where they differ."""
+    content = store.find(PLAN)
+    if content is None:
+        store.write(PLAN, json.dumps(plan, default=str).encode())
+        return plan
+    old: dict[str, Any] = json.loads(content)
+    if old.get("kind") != "finetune":
+        raise OutputError(f"output.path {store.root} is the output of an annotate job; name another one")
+    told = differences(old["job"], json.loads(json.dumps(plan["job"], default=str)))
+    if old["model"]["digest"] != plan["model"]["digest"]:
+        told.append(
+            f"model {plan['model']['ref']}: its digest was {old['model']['digest']}, is {plan['model']['digest']}"
+        )
+    if not told and old["units"] != plan["units"]:
+        told.append("data: files came, went or changed since this output was begun")
+    if old["device"] != plan["device"]:
+        told.append(f"device: it was {old['device']}, is {plan['device']}")
+    if told:
+        raise OutputError(
+            f"{store.root} was begun by a job that differs:\n  " + "\n  ".join(told) + "\n"
+            "Run the job as it was, or name another output.path."
+        )
+    return old
+
+
+# ------------------------------------------------------------------------------------------------------------- parts
+
+
+def encode(run: Run, watcher: Watcher) -> Counts:
+    """Every unit read, divided and tokenised, unless it has its receipt already."""
+    from pipeline.stream import each_unit
+
+    work = training_rows.Work(run.store, run.job.model_dump(mode="json"), run.model, run.plan["max_tokens"], run.rows)
+    orders = [
+        training_rows.Order(source, unit)
+        for source, each in enumerate(run.rows)
+        for unit in each.units
+        if receipt_of(run.store, f"{source}-{unit.id}") is None
+    ]
+    if orders:
+        watcher.phase(f"tokenising {len(run.names)} units")
+        for _ in each_unit(orders, training_rows.encode_unit, work):
+            pass
+    found = [receipt_of(run.store, name) for name in run.names]
+    assert None not in found, "every unit has its receipt now"
+    return Counts.of(each for each in found if each is not None)
+
+
+def learn(run: Run, counts: Counts) -> tuple[Objective, Learned]:
+    """What the training rows decide. Raises CorpusError: there are none, or others have labels that they lack."""
+    if not counts.rows.get("train"):
+        left = f"; {sum(counts.left_out.values())} rows were left out: {counts.left_out}" if counts.left_out else ""
+        raise CorpusError(f"data: no row is left to train with{left}")
+    objective = training_rows.started(run.job, run.model, run.plan["max_tokens"], run.rows[0].read.schema)
+    learned = objective.learned(counts.counted.get("train", {}))
+    for subset in ("validation", "test"):
+        objective.check_known(learned, counts.counted.get(subset, {}), subset)
+    return objective, learned
+
+
+def train(run: Run, objective: Objective, learned: Learned, counts: Counts, watcher: Watcher) -> dict[str, Any]:
+    """The training, to its last step; what it left, as metadata/trained.json has it."""
+    if (done := run.store.find(TRAINED)) is not None:
+        return dict(json.loads(done))
+    from pipeline.training.fit import fit
+    from pipeline.training.loop import Work
+
+    settings = run.job.training
+    examples = Examples.of(run.store, "train", run.names)
+    order = Order(examples.lengths_E, settings.batch_rows, settings.seed, settings.group_by_length)
+    has_validation = counts.rows.get("validation", 0) > 0
+    schedule = Schedule.of(settings, order.steps_per_epoch, objective.figures, has_validation)
+    work = Work(
+        store=run.store,
+        job=run.job.model_dump(mode="json"),
+        model=run.model,
+        max_tokens=run.plan["max_tokens"],
+        schema=run.rows[0].read.schema,
+        names=run.names,
+        learned=learned,
+        schedule=schedule,
+        device=run.plan["device"],
+        threads=run.plan["threads"],
+        micro_batch_tokens=run.plan["micro_batch_tokens"],
+        bf16=run.plan["dtype"] == "bfloat16",
+    )
+    watcher.phase(f"starting {run.workers.count} worker{'' if run.workers.count == 1 else 's'}")
+    trained = asdict(fit(work, run.workers, watcher))
+    run.store.write(TRAINED, json.dumps(trained).encode())
+    return trained
+
+
+def assemble(run: Run, objective: Objective, learned: Learned, trained: Mapping[str, Any]) -> str:
+    """The chosen checkpoint as a model folder; where it lies."""
+    for place in (MODEL, CANDIDATE):
+        if run.store.exists(place):
+            return str(run.store.full(place))
+    from pipeline.training.loading import load_checkpoint
+
+    temporary = run.store.full(f"metadata/tmp/candidate-{run.run_id}")
+    module = load_checkpoint(objective, learned, run.job.training, trained["checkpoint"])
+    temporary.mkdir(parents=True)
+    objective.save(objective.finish(module, learned), str(temporary))
+    temporary.rename(run.store.full(CANDIDATE))
+    return str(run.store.full(CANDIDATE))
+
+
+def conclude(
+    run: Run,
+    objective: Objective,
+    learned: Learned,
+    counts: Counts,
+    trained: Mapping[str, Any],
+    candidate: str,
+    cluster: Cluster,
+    watcher: Watcher,
+) -> Outcome:
+    """Judge the candidate, promote it if it passes, and say all there is to say; the manifest comes last."""
+    from pipeline.training import report
+    from pipeline.training.promote import promote
+
+    evaluation = report.evaluate_candidate(run, objective, learned, counts, candidate, cluster, watcher)
+    verdict: Verdict = judged(run.job.gate, evaluation.figures, evaluation.compared)
+    metrics = report.metrics(run, counts, trained, evaluation, verdict)
+    run.store.write(METRICS, json.dumps(metrics, indent=1).encode())
+    report.plots(run, trained, evaluation)
+    if verdict.passed:
+        promote(run, counts, metrics, candidate)
+    manifest = report.manifest(run, counts, trained, evaluation, verdict)
+    run.store.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+    return _outcome(run, manifest)
+
+
+def _outcome(run: Run, manifest: Mapping[str, Any]) -> Outcome:
+    summary = {
+        "run_id": run.run_id,
+        "output": run.job.output.path,
+        "promoted": manifest["promoted"],
+        "metrics": manifest["metrics"],
+        "baselines": manifest["baselines"],
+        "rows": manifest["rows"],
+        "seconds": round(time.monotonic() - run.began, 3),
+        "tokens_per_second": manifest["tokens_per_second"],
+        "steps": manifest["steps"],
+        "best_step": manifest["best_step"],
+        "model": manifest["model"],
+        "gate": manifest["gate"],
+    }
+    return Outcome(summary, manifest, 0 if manifest["promoted"] else NOT_PROMOTED, tuple(run.notes))
+
+
+_ = (CorpusSettings, EXAMPLES, OWN_MODULE, objective_of, shutil)

@@ -16,10 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from cluster.placement import ClusterSettings, Node, check_object_store, check_pools, place
+from cluster.placement import (
+    ClusterSettings,
+    Node,
+    TrainClusterSettings,
+    check_object_store,
+    check_pools,
+    place,
+    place_workers,
+)
 from pipeline.errors import PlacementError, RunError
 from pipeline.models.memory import machine_memory_bytes
-from pipeline.workers import Pools
+from pipeline.workers import Pools, TrainWorkers
 
 SPARE_CPUS = 0.5
 """CPUs of a cluster left for read and commit tasks."""
@@ -38,6 +46,8 @@ class RayCluster:
         """Nothing happens yet."""
         self._settings = settings
         self._pools: Pools | None = None
+        self._train_workers: TrainWorkers | None = None
+        self._own = False  # an embedded Ray of ours runs, whose CPUs are more than the machine's
         self._logs: str | None = None
 
     def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
@@ -49,8 +59,8 @@ class RayCluster:
         cannot see it, no cluster answers.
         """
         check_pools(self._settings, weights_bytes)
-        if self._settings.address == "local" and not _runs_already():
-            nodes = [Node(_cpus(), _gpus(), machine_memory_bytes())]
+        if self._is_embedded():
+            nodes = [_this_machine()]
             check_object_store(self._settings, nodes[0])
             self._pools = place(self._settings, nodes, weights_bytes, spare_cpus=0)
             if any(workers.gpus_per_actor > 0 for workers in self._pools.values()):
@@ -58,10 +68,27 @@ class RayCluster:
 
                 require_gpus(*self._pools.values())
         else:
-            with self._ray() as ray:
-                nodes = [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
+            nodes = self._nodes()
             self._pools = place(self._settings, nodes, weights_bytes, spare_cpus=SPARE_CPUS)
         return self._pools
+
+    def train_workers(self, weights_bytes: int) -> TrainWorkers:
+        """Place the workers of a training of a model of so many bytes in float32.
+
+        Raises PlacementError: they do not fit, no GPU is there, no cluster answers.
+        """
+        settings = self._settings
+        assert isinstance(settings, TrainClusterSettings), "a job that trains has its own cluster section"
+        nodes = [_this_machine()] if self._is_embedded() else self._nodes()
+        self._train_workers = place_workers(settings, nodes, weights_bytes)
+        return self._train_workers
+
+    def _is_embedded(self) -> bool:
+        return self._settings.address == "local" and (self._own or not _runs_already())
+
+    def _nodes(self) -> list[Node]:
+        with self._ray() as ray:
+            return [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:
@@ -91,26 +118,37 @@ class RayCluster:
             try:
                 with _current_folder(empty):
                     self._start(ray)
+                self._own = self._settings.address == "local"
                 _restore(handler)  # Ray put its own there
                 yield ray
             finally:  # also where it was interrupted half-way through its start
                 _restore(handler)
+                self._own = False
                 ray.shutdown()
 
     def _start(self, ray: ModuleType) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
         settings = self._settings
         if settings.address == "local":
-            assert self._pools is not None, "workers() comes first"
-            pools = self._pools.values()
+            pools = (self._pools or {}).values()
+            training = self._train_workers
+            assert pools or training, "workers() or train_workers() comes first"
             memory = [each.actors * each.memory_bytes for each in pools if each.memory_bytes is not None]
-            beside = max(2, *(each.actors for each in pools))
+            beside = max(2, 2, *(each.actors for each in pools))
+            # Training and annotating take turns.
+            cpus = max(
+                sum(each.actors * each.cpus_per_actor for each in pools),
+                training.count * training.cpus if training else 0,
+            )
+            on_gpus = any(each.gpus_per_actor > 0 for each in pools) or (training is not None and training.gpus > 0)
+            if training is not None and training.memory_bytes:
+                memory = [max(sum(memory), training.count * training.memory_bytes)]
             try:
                 ray.init(
                     address="local",
-                    num_cpus=int(sum(each.actors * each.cpus_per_actor for each in pools) + beside),
+                    num_cpus=int(cpus + beside),
                     # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
-                    num_gpus=_gpus() if any(each.gpus_per_actor > 0 for each in pools) else 0,
+                    num_gpus=_gpus() if on_gpus else 0,
                     object_store_memory=settings.object_store_memory,
                     # Ray would offer less than was asked for, and wait without end for a place for the last actor.
                     _memory=sum(memory) or None,
@@ -183,6 +221,10 @@ def _gpus() -> int:
         return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def _this_machine() -> Node:
+    return Node(_cpus(), _gpus(), machine_memory_bytes())
 
 
 def _node(resources: dict[str, float]) -> Node:

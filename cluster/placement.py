@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import floor
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import JobError, PlacementError
 from pipeline.settings import Settings
-from pipeline.workers import Workers, section
+from pipeline.workers import TrainWorkers, Workers, section
 
 WEIGHTS_FACTOR = 1.3
 """An actor's peak memory beside its weights: activations and buffers."""
@@ -88,6 +88,33 @@ class ClusterSettings(PoolSettings):
     """Size of Ray's object store on an embedded (`local`) cluster: bytes or a text. Default: 30% of memory."""
 
 
+class TrainClusterSettings(ClusterSettings):
+    """Which cluster trains; what it says of actors holds for the evaluation."""
+
+    workers: (
+        Annotated[int, Field(ge=1, le=10_000)]
+        | Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2, max_length=2)]
+        | None
+    ) = None
+    """Workers of the training; [least, most]: as many as find a place, and it goes on with fewer. Default: one for each
+    GPU; without GPUs one for each CPU, at most 4."""
+
+    cpus_per_worker: float | None = Field(default=None, ge=0.0001, le=1024)
+    """CPUs of one worker, and so its threads. Default: the machine's CPUs, shared evenly; beside a GPU 1."""
+
+    gpus_per_worker: int | None = Field(default=None, ge=0, le=1)
+    """GPUs of one worker. Default: 1 where there are GPUs, else 0."""
+
+    memory_per_worker: Annotated[int | None, BeforeValidator(_bytes)] = Field(default=None, ge=1 << 20)
+    """Memory that is reserved for one worker: bytes, or a text such as `4GiB`. Default: not reserved."""
+
+    @model_validator(mode="after")
+    def _least_first(self) -> Self:
+        if isinstance(self.workers, list) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers: {self.workers[0]} is the least and more than the most, {self.workers[1]}")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What one machine has to give."""
@@ -145,6 +172,44 @@ def place(
         )
         for pool, each in asked.items()
     }
+
+
+CPU_WORKERS = 4
+"""Workers of a training without GPUs, where the job does not say: two of one thread did half as much again as one of
+two, and each sends all gradients to the others at every step."""
+
+TRAIN_FACTOR = 5
+"""A worker's memory beside the model's float32 weights: gradients, two moments, and as much again for activations."""
+
+
+def place_workers(settings: TrainClusterSettings, nodes: Sequence[Node], weights_bytes: int) -> TrainWorkers:
+    """The workers of a training on these nodes.
+
+    Raises PlacementError where the least that was asked for does not fit; it says what there is.
+    """
+    gpus = settings.gpus_per_worker
+    if gpus is None:
+        gpus = 1 if any(node.gpus >= 1 for node in nodes) else 0
+    asked = settings.workers
+    if asked is None:
+        there = int(sum(node.gpus if gpus else node.cpus for node in nodes))
+        least, most = 1, there if gpus else max(1, min(there, CPU_WORKERS))
+    else:
+        least, most = (asked, asked) if isinstance(asked, int) else asked
+    shares = settings.cpus_per_worker
+    if shares is None:
+        shares = 1.0 if gpus else max(1.0, floor(sum(node.cpus for node in nodes) / most))
+    need_bytes = settings.memory_per_worker or weights_bytes * TRAIN_FACTOR + ACTOR_BYTES
+    size = _Size(shares, gpus, need_bytes, 0 if gpus else need_bytes)
+    fitting = _Free(nodes, 0).take(size, most)
+    if fitting < least:
+        raise PlacementError(
+            f"cluster.workers is {least}, but only {fitting} workers of {size} fit ({_told(nodes)}); ask for fewer, or "
+            "for less with cluster.cpus_per_worker, cluster.gpus_per_worker or cluster.memory_per_worker"
+        )
+    if asked is None:  # as many as there is room for, and always as many on this machine
+        least = most = fitting
+    return TrainWorkers(most, least, shares, gpus, settings.memory_per_worker)
 
 
 def check_pools(settings: ClusterSettings, used: Iterable[str | None]) -> None:

@@ -2,9 +2,9 @@
 
     suit_cpu(model)       # every nn.Dropout becomes a ByteDropout; on a GPU torch's own is fast
 
-A mask is one random byte an element, compared with a bound, so a share is a multiple of 1/256; what is kept is scaled by
-the share that is truly kept, so the expectation is exact. The bytes come from NumPy's SFC64, seeded by torch's generator:
-whoever seeds torch before a step gets the same masks.
+A mask is one random byte an element, compared with a bound, so a share is a multiple of 1/256; what is kept is scaled
+by the share that is truly kept, so the expectation is exact. The bytes come from NumPy's SFC64, seeded by torch's
+generator: whoever seeds torch before a step gets the same masks.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class _Masked(torch.autograd.Function):
 
 
 def suit_cpu(model: nn.Module) -> None:
-    """Replace every nn.Dropout, in place, and let attention be plain products, whose way back is the faster one here."""
+    """Replace every nn.Dropout, in place; attention becomes plain products, whose way back is the faster one here."""
     if hasattr(model, "set_attn_implementation"):
         with contextlib.suppress(ValueError):  # a family that has one way alone
             model.set_attn_implementation("eager")

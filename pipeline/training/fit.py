@@ -9,6 +9,8 @@ beside it names it; a run of the same name and place goes on from there; the lat
 import json
 import shutil
 import threading
+import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from pipeline.errors import RunError
+from pipeline.errors import CorpusmillError, RunError
 from pipeline.progress import Watcher
 from pipeline.training.loop import PROGRESS, Work
 from pipeline.training.schedule import Schedule
@@ -30,6 +32,12 @@ CHECKPOINT = "checkpoint"
 
 DEATHS_AT_MOST = 1_000
 """Workers that may die in one run: each of them costs the steps since the last checkpoint, never the run."""
+
+ATTEMPTS_AT_MOST = 20
+"""Attempts that may begin at one checkpoint within a run."""
+
+ATTEMPTS = "metadata/tmp/training"
+FAULT = "metadata/tmp/training-fault.json"
 
 _SCORE = "score"
 _WORST = float("-inf")
@@ -79,7 +87,10 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
         with _Told(work, watcher):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise RunError(f"the training failed: {_cause(error)}") from error
+        raise RunError(f"the training failed: {_cause(error)}; the same command goes on") from error
+    if (fault := work.store.find(FAULT)) is not None:
+        told = json.loads(fault)
+        raise RunError(f"the training failed: {told['message']}") if told["ours"] else RuntimeError(told["message"])
     chosen = result.checkpoint
     if work.schedule.best and result.best_checkpoints:
         chosen = max(result.best_checkpoints, key=lambda each: each[1].get(_SCORE, _WORST))[0]
@@ -97,13 +108,52 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
 
 
 def _worker(config: Mapping[str, Any]) -> None:
-    """One rank, in Ray's process."""
+    """One rank, in Ray's process.
+
+    An error of the training itself would come again with every attempt: it is written down, and the next attempt ends
+    at once. Where a process just dies, or a neighbour's connection with it, the next attempt goes on.
+    """
     from pipeline.training.loop import train
 
+    work: Work = config["work"]
     context = ray.train.get_context()
     latest = ray.train.get_checkpoint()
+    if work.store.exists(FAULT) or _stuck(work, latest, context.get_world_rank()):
+        return
     resumed = None if latest is None else str(Path(latest.path, CHECKPOINT))
-    train(config["work"], context.get_world_rank(), context.get_world_size(), get_device(), resumed)
+    try:
+        train(work, context.get_world_rank(), context.get_world_size(), get_device(), resumed)
+    except Exception as error:
+        if not _of_a_neighbour(error):
+            ours = isinstance(error, CorpusmillError)
+            told = {"message": str(error) if ours else "".join(traceback.format_exception(error)), "ours": ours}
+            work.store.write_new(FAULT, json.dumps(told).encode())
+        raise
+
+
+def _stuck(work: Work, latest: Any, rank: int) -> bool:
+    """Whether so many attempts began at this very checkpoint that something must be wrong with the machine."""
+    begun = f"{ATTEMPTS}/{'start' if latest is None else Path(latest.path).name}"
+    if rank == 0:
+        work.store.mark(f"{begun}/{time.monotonic_ns()}", b"")
+    count = len(work.store.list(begun))
+    if count <= ATTEMPTS_AT_MOST:
+        return False
+    told = (
+        f"{count - 1} attempts in a row died before the next checkpoint, most likely for want of memory; ask for fewer "
+    )
+    told += "cluster.workers, a smaller training.micro_batch_tokens, or a smaller training.checkpoint_every"
+    work.store.write_new(FAULT, json.dumps({"message": told, "ours": True}).encode())
+    return True
+
+
+def _of_a_neighbour(error: BaseException) -> bool:
+    """Whether the connection to another worker broke: that one died, and the training goes on without it."""
+    import torch.distributed as dist
+
+    words = str(error).lower()
+    known = ("gloo", "connection closed by peer", "connection reset by peer", "nccl communicator was aborted")
+    return isinstance(error, dist.DistError) or any(each in words for each in known)
 
 
 def report(state: Any, folder: Path | None, schedule: Schedule, sums: Mapping[str, Any]) -> None:
@@ -162,7 +212,8 @@ def _progress(told: Mapping[str, Any]) -> str:
 def _sweep(work: Work) -> None:
     """Remove checkpoints that a killed run had half written: the snapshot does not name them."""
     folder = work.store.full(CHECKPOINTS)
-    work.store.delete(PROGRESS)
+    for path in (PROGRESS, FAULT, *work.store.list(ATTEMPTS, recursive=True)):
+        work.store.delete(path)
     if not folder.is_dir():
         return
     named = ""

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.batching import micro_batches, padding
 from pipeline.models.reference import PinnedModel
 from pipeline.output.storage import Store
-from pipeline.training.examples import Examples
 from pipeline.training.dropout import suit_cpu
+from pipeline.training.examples import Examples
 from pipeline.training.job import FinetuneJob
 from pipeline.training.masters import MasterAdamW
 from pipeline.training.objectives.base import Learned, Objective

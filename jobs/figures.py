@@ -113,13 +113,14 @@ def evaluated(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> Renderab
     rows = summary["rows"]
     told = [("rows", f"{rows['judged']:,} judged{_left_out(tables.get('left_out', {}))}")]
     if rows["without_prediction"]:
-        told.append(("no answer", f"{counted(rows['without_prediction'], 'row')}, which count as wrong"))
+        told.append(("no answer", f"{counted(rows['without_prediction'], 'row')}, counted as wrong"))
     unknown = tables.get("unknown_labels") or {}
     if unknown:
         names = sorted(unknown, key=lambda label: (-unknown[label], label))
         more = f" and {len(names) - _LABELS_NAMED} more" * (len(names) > _LABELS_NAMED)
         named = ", ".join(cut(cell(label), 30) for label in names[:_LABELS_NAMED])
-        told.append(("unknown", f"the model has no {named}{more}: {counted(sum(unknown.values()), 'row')} are wrong"))
+        rows_told = counted(sum(unknown.values()), "row")
+        told.append(("unknown", f"{rows_told} of labels that the model has not: {named}{more}"))
     told += [
         ("model", f"{summary['model']} ({summary['digest'][:12]}…)"),
         ("speed", speed(summary)),
@@ -132,5 +133,5 @@ def evaluated(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> Renderab
 def _left_out(reasons: Mapping[str, int]) -> str:
     if not reasons:
         return ""
-    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
     return f", {sum(reasons.values()):,} left out ({why})"

@@ -119,9 +119,9 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
     shown = again.out.splitlines()
     assert shown[0].split() == ["95%", "interval", "majority"]
     assert shown[1].split()[:2] == ["accuracy", f"{accuracy['value']:.3f}"]
-    assert "rows       38 judged, 2 left out (2 about.section is null)" in shown
-    assert "no answer  2 rows, which count as wrong" in shown
-    assert "unknown    the model has no unseen: 2 rows are wrong" in shown
+    assert "rows       38 judged, 2 left out (about.section is null: 2)" in shown
+    assert "no answer  2 rows, counted as wrong" in shown
+    assert "unknown    2 rows of labels that the model has not: unseen" in shown
     assert shown[-1] == "next       corpusmill verify models/evaluation/predictions"
 
     changed = corpusmill("run", job, "-o", "data.text=source")

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.progress import Watcher
-from pipeline.training.loop import PROGRESS, Work
+from pipeline.training.loop import PROGRESS, SUMS, Work
 from pipeline.training.schedule import Schedule
 from pipeline.workers import TrainWorkers
 
@@ -97,7 +97,7 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
     assert chosen is not None, "the last step leaves a checkpoint"
     last = json.loads(Path(result.checkpoint.path, CHECKPOINT, "trainer_state.json").read_text())
     of_chosen = json.loads(Path(chosen.path, CHECKPOINT, "trainer_state.json").read_text())
-    sums = json.loads(Path(result.checkpoint.path, CHECKPOINT, "sums.json").read_text())
+    sums = json.loads(Path(result.checkpoint.path, CHECKPOINT, SUMS).read_text())
     return Trained(
         checkpoint=str(Path(chosen.path, CHECKPOINT)),
         step=of_chosen["global_step"],
@@ -165,7 +165,7 @@ def report(state: Any, folder: Path | None, schedule: Schedule, sums: Mapping[st
     if folder is None:
         ray.train.report(metrics)
         return
-    (folder / "sums.json").write_text(json.dumps(dict(sums)))
+    (folder / SUMS).write_text(json.dumps(dict(sums)))
     above = folder.with_name(f"report-{state.global_step}")
     above.mkdir()
     folder.rename(above / CHECKPOINT)
@@ -205,8 +205,8 @@ class _Told:
 
 def _progress(told: Mapping[str, Any]) -> str:
     loss = "" if told["loss"] is None else f", loss {told['loss']:.3f}"
-    speed = told["tokens"] / max(1e-9, told["seconds"])
-    return f"training: step {told['step']:,} of {told['steps']:,}{loss}, {speed:,.0f} tokens/s"
+    speed = f"{told['tokens_per_second']:,.0f} tokens/s"
+    return f"training: step {told['step']:,} of {told['steps']:,}{loss}, {speed}"
 
 
 def _sweep(work: Work) -> None:

@@ -8,8 +8,11 @@ goes on with the very next step. Dropout and masks are seeded by the step, so no
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +44,13 @@ from pipeline.workers import Device
 
 PROGRESS = "metadata/tmp/training.json"
 """Where the first worker says how far it is."""
+
+STEPS = "metadata/steps.jsonl"
+"""A line for each step that was computed, as the first worker began it: {"attempt": "4711-9f0c", "step": 17, "rows":
+"b7e1…"}, the rows by a digest of their numbers. A step that stands there twice was computed again after a death."""
+
+SUMS = "sums.json"
+"""What a checkpoint tells of all steps before it: tokens, padding, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class _Trainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         steps = _Steps(self.loop.order, self)
-        return DataLoader(_Numbers(len(self.loop.train)), batch_sampler=steps, collate_fn=self._collate)  # type: ignore[arg-type]
+        return DataLoader(_Numbers(len(self.loop.train)), batch_sampler=steps, collate_fn=self._collate)
 
     def _collate(self, numbers: list[int]) -> list[int]:
         return numbers
@@ -125,6 +135,7 @@ class _Trainer(transformers.Trainer):
         """Forward and backward of this rank's share; the gradients are summed over ranks with the last micro-batch."""
         model.train()
         step = self.loop.step(np.array(inputs), self.state.global_step)
+        self.loop.note(self.state.global_step, inputs)
         total = torch.zeros((), device=self.args.device)
         for at, micro in enumerate(step.micros):
             last = at == len(step.micros) - 1
@@ -138,8 +149,8 @@ class _Trainer(transformers.Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; with float32 masters where the model computes in bfloat16."""
-        if not self.loop.masters or self.optimizer is not None:
-            return super().create_optimizer(model)
+        if not self.loop.masters:
+            return super().create_optimizer(model)  # type: ignore[no-any-return]
         decayed = set(self.get_decay_parameter_names(self.model))
         groups = [
             {
@@ -152,14 +163,15 @@ class _Trainer(transformers.Trainer):
             }
             for decays in (True, False)
         ]
-        self.optimizer = MasterAdamW(groups, lr=self.args.learning_rate)
-        return self.optimizer
+        optimizer = MasterAdamW(groups, lr=self.args.learning_rate)
+        self.optimizer = optimizer
+        return optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation's loss and the objective's figures, over all ranks."""
         metrics = {f"eval_{name}": value for name, value in self.loop.validate(self.model_wrapped).items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
@@ -190,6 +202,8 @@ class _Loop:
         settings = self.job.training
         self.order = Order(self.train.lengths_E, settings.batch_rows, settings.seed, settings.group_by_length)
         self.tokens = self.padding_tokens = 0
+        self.before: dict[str, float] = {}  # what the attempts before came to
+        self.attempt = f"{os.getpid()}-{secrets.token_hex(2)}"
         self.began = time.monotonic()
 
     def step(self, rows_B: npt.NDArray[np.intp], number: int) -> Step:
@@ -210,6 +224,23 @@ class _Loop:
         scale = self.ranks / weight  # the ranks' gradients are averaged, and a step's loss is their sum
         micros = [Micro(self._tensors(self.train, mine[batch], random), scale) for batch in batches]
         return Step(micros, int(lengths.sum()), padding(lengths, batches))
+
+    def note(self, number: int, rows: list[int]) -> None:
+        """Write down that a step begins."""
+        if self.rank == 0:
+            digest = hashlib.sha256(np.array(rows, np.int64).tobytes()).hexdigest()[:16]
+            line = json.dumps({"attempt": self.attempt, "step": number, "rows": digest})
+            with self.work.store.full(STEPS).open("a") as file:
+                file.write(line + "\n")
+
+    def sums(self) -> dict[str, float]:
+        """What all steps came to, those of earlier attempts too; the ranks have like shares."""
+        mine = {"tokens": self.tokens, "padding_tokens": self.padding_tokens}
+        seconds = time.monotonic() - self.began
+        before = self.before
+        return {name: value * self.ranks + before.get(name, 0) for name, value in mine.items()} | {
+            "seconds": seconds + before.get("seconds", 0.0)
+        }
 
     def _tensors(
         self, examples: Examples, rows_B: npt.NDArray[np.intp], random: np.random.Generator
@@ -247,9 +278,15 @@ class _Loop:
         if self.masters:
             model.to(torch.bfloat16)
         folder = mkdtemp(prefix="corpusmill-training-")
+        if resumed is not None:
+            self.before = json.loads(Path(resumed, SUMS).read_text())
         trainer = _Trainer(self, model=model, args=self._arguments(folder), callbacks=[_Calls(self)])
-        trainer.train(resume_from_checkpoint=resumed)
-        return trainer.model
+        self.began = time.monotonic()
+        try:
+            trainer.train(resume_from_checkpoint=resumed)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return model
 
     @property
     def masters(self) -> bool:
@@ -318,8 +355,7 @@ class _Calls(transformers.TrainerCallback):
             "step": state.global_step,
             "steps": loop.work.schedule.steps,
             "loss": (logs or {}).get("loss"),
-            "tokens": loop.tokens * loop.ranks,
-            "seconds": time.monotonic() - loop.began,
+            "tokens_per_second": loop.tokens * loop.ranks / max(1e-9, time.monotonic() - loop.began),
         }
         loop.work.store.mark(PROGRESS, json.dumps(told).encode())
 
@@ -329,17 +365,15 @@ class _Calls(transformers.TrainerCallback):
 
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         loop = self._loop
-        sums = {
-            "tokens": loop.tokens * loop.ranks,
-            "padding_tokens": loop.padding_tokens * loop.ranks,
-            "seconds": time.monotonic() - loop.began,
-        }
-        report(state, folder if folder.is_dir() and any(folder.iterdir()) else None, loop.work.schedule, sums)
+        report(state, folder if folder.is_dir() and any(folder.iterdir()) else None, loop.work.schedule, loop.sums())
 
 
 def _bare(model: nn.Module) -> nn.Module:
     """The module inside DDP's wrapper: a validation has no gradients to share."""
-    return getattr(model, "module", model) if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        bare: nn.Module = model.module
+        return bare
+    return model
 
 
 def _mixed(*numbers: int) -> int:

@@ -9,6 +9,7 @@ killed evaluation goes on where it stopped, and a row that cannot be annotated s
 and has no answer.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,12 @@ from pipeline.gold import check_comparable, measured_rows, partition_fields
 from pipeline.job import AnnotateJob
 from pipeline.metrics.base import Kind, Measured
 from pipeline.models.reference import ModelSettings
-from pipeline.output import planfile
+from pipeline.output import epoch, planfile
+from pipeline.output import manifest as manifests
+from pipeline.output.planfile import differences
 from pipeline.output.rows import OutputRows, Wanted, read_rows
 from pipeline.output.storage import Store
-from pipeline.planning import pin_models, tasks_of
+from pipeline.planning import Models, models_changed, pin_models, tasks_of
 from pipeline.progress import Watcher
 from pipeline.tasks.base import Task
 from pipeline.training.objectives.base import Prediction
@@ -38,6 +41,7 @@ TEXT = "text"
 """The column that `baselines` find the text in."""
 
 _GROUP = "\0group"
+_OF_A_REFERENCE = re.compile(r"annotations\.\d+\.model\.ref: ")
 _MOST_CHARS = 10_000_000
 
 Baselines = Callable[[pa.Table], Mapping[str, pa.Table]]
@@ -61,6 +65,7 @@ class _Reading:
     """What is asked, and which columns of the predictions answer it."""
 
     job: AnnotateJob
+    models: Models
     kind: Kind
     wanted: Wanted
     compared: frozenset[str]  # the columns that the kind reads
@@ -93,9 +98,9 @@ def evaluate(
     Ctrl-C.
     """
     reading = _reading(prediction, model, rows, output, text, group, options or {})
-    done = annotate(reading.job, cluster, watcher, began)
-    watcher.phase("measuring")
     store = Store.at(output)
+    done = _moved(reading, store) or annotate(reading.job, cluster, watcher, began)
+    watcher.phase("measuring")
     plan = planfile.load(store)
     found = read_rows(store, done.manifest["files"], partition_fields(plan), reading.wanted)
     judged = _with_text_and_group(found, reading)
@@ -136,7 +141,8 @@ def _reading(
         "limits": {"max_quarantined": 1.0},  # a row without an answer is a wrong one
     }
     job = AnnotateJob.model_validate(document)
-    tasks = tasks_of(job, pin_models(job))
+    models = pin_models(job)
+    tasks = tasks_of(job, models)
     added = {field.name: field.type for task in tasks for field in columns_of(task)}
     paths = {
         name: ColumnPath((name,), added[name]) if name in added else find_dotted(schema, name)
@@ -150,7 +156,21 @@ def _reading(
     check_comparable(kind, wanted)
     carried = [name for name in schema.names if name in read | beside]
     job = job.model_copy(update={"output": job.output.model_copy(update={"columns": carried})})
-    return _Reading(job, kind, wanted, frozenset(prediction.columns.values()), schema, text, group)
+    return _Reading(job, models, kind, wanted, frozenset(prediction.columns.values()), schema, text, group)
+
+
+def _moved(reading: _Reading, store: Store) -> Outcome | None:
+    """Finished predictions of the same weights, which lay elsewhere then: a candidate that has its name now."""
+    if not planfile.exists(store):
+        return None
+    plan, manifest = planfile.load(store), manifests.load(store)
+    told = differences(plan.job, reading.job.pinned())
+    moved = told and all(_OF_A_REFERENCE.match(difference) for difference in told)
+    if not moved or models_changed(reading.models, plan):
+        return None
+    if manifest is None or manifest["epoch"] != epoch.newest(store):
+        return None
+    return Outcome({"run_id": manifest["runs"][-1]["run_id"], "tokens_per_second": None}, manifest, 0, ())
 
 
 def _sources(text: str | None, group: str | None) -> list[str]:

@@ -66,6 +66,7 @@ class Prediction:
     annotations: Sequence[Mapping[str, Any]]  # as a job file has them, without `model`
     kind: str
     columns: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the kind: `{"unjudged_tokens": 2}`
     code: bool = False  # an annotation is a file of the user's own
 
 
@@ -99,6 +100,9 @@ class Objective(ABC):
 
     def check_label(self, type_: pa.DataType) -> None:
         """Raise CorpusError where the label column has a type that this objective can make nothing of."""
+
+    def check_model(self, model: PinnedModel) -> None:
+        """Raise ModelError for a model that this objective cannot train, told from its files without its weights."""
 
     # ------------------------------------------------------------------------------------------------------ encoding
 
@@ -168,6 +172,10 @@ class Objective(ABC):
     @abstractmethod
     def encode(self, rows: Mapping[str, Sequence[Any]]) -> Encoded:
         """Examples of R rows, whose inputs are good texts (and labels as the column has them). Never raises for one."""
+
+    def judged_rows(self, rows: pa.Table) -> pa.Table:
+        """The test rows with what `prediction` reads and compares, where the corpus has it in another form."""
+        return rows
 
     def counted(self, examples: pa.Table) -> Learned:  # noqa: ARG002 - a hook
         """What these examples tell of their targets, to be added up over the corpus: `{"games": 12, "web": 3}`."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import RenderableType
 
-KINDS = ("annotate", "evaluate")
+KINDS = ("annotate", "evaluate", "finetune")
 """What `kind` may say: the names of modules in this folder."""
 
 

@@ -7,7 +7,6 @@ Each part leaves its mark when it is done, so the same command goes on where a k
 """
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,33 +16,30 @@ from typing import Any
 
 from pipeline.annotate import new_run_id
 from pipeline.corpus.apart import check_apart
-from pipeline.corpus.source import CorpusSettings
 from pipeline.errors import CorpusError, Interrupted, JobError, OutputError
 from pipeline.models.device import default_budget, resolve_dtype
+from pipeline.models.digest import digest_of, file_digests
 from pipeline.models.inspection import positions_tokens, window_tokens
 from pipeline.models.reference import PinnedModel, pin
-from pipeline.output.layout import PLAN, check_output
+from pipeline.output.layout import MANIFEST, PLAN, check_output
 from pipeline.output.lease import Lease
 from pipeline.output.planfile import differences
 from pipeline.output.storage import Store
 from pipeline.progress import Watcher
-from pipeline.tasks.base import OWN_MODULE
+from pipeline.training import report
 from pipeline.training import rows as training_rows
 from pipeline.training.examples import Counts, Examples, receipt_of
-from pipeline.training.gate import Verdict, judged
+from pipeline.training.gate import judged
 from pipeline.training.job import FinetuneJob
 from pipeline.training.objectives.base import Learned, Objective
 from pipeline.training.order import Order
-from pipeline.training.rows import EXAMPLES, Rows, objective_of, plan_rows
+from pipeline.training.promote import CANDIDATE, MODEL, promote
+from pipeline.training.rows import Rows, plan_rows
 from pipeline.training.schedule import Schedule
 from pipeline.workers import Cluster, TrainWorkers
 
-MODEL = "model"
-CANDIDATE = "metadata/candidate"
 TRAINED = "metadata/trained.json"
 METRICS = "metrics.json"
-MANIFEST = "metadata/manifest.json"
-PREDICTIONS = "predictions"
 
 NOT_PROMOTED = 5
 """Exit code of a run whose model did not pass its gate."""
@@ -58,6 +54,7 @@ class Outcome:
 
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    tables: Mapping[str, Any]  # of metrics.json
     exit_code: int
     notes: tuple[str, ...]
 
@@ -109,9 +106,8 @@ def finetune(job: FinetuneJob, cluster: Cluster, watcher: Watcher, began: float 
 
 
 def _run(run: Run, cluster: Cluster, watcher: Watcher) -> Outcome:
-    if (done := run.store.find(MANIFEST)) is not None:
-        manifest = json.loads(done)
-        return _outcome(run, manifest)
+    if (done := _finished(run)) is not None:
+        return done
     watcher.phase("starting Ray")
     with cluster.connected():
         counts = encode(run, watcher)
@@ -119,6 +115,20 @@ def _run(run: Run, cluster: Cluster, watcher: Watcher) -> Outcome:
         trained = train(run, objective, learned, counts, watcher)
         candidate = assemble(run, objective, learned, trained)
         return conclude(run, objective, learned, counts, trained, candidate, cluster, watcher)
+
+
+def _finished(run: Run) -> Outcome | None:
+    """What an earlier run of the same job came to; None where it came to no end, or was judged by another gate."""
+    content = run.store.find(MANIFEST)
+    if content is None:
+        return None
+    manifest = json.loads(content)
+    asked = None if run.job.gate is None else run.job.gate.model_dump(mode="json")
+    if asked != manifest["gate"]["asked"]:
+        if not manifest["promoted"]:
+            return None
+        run.notes.append(f"the model was promoted by another gate, and stays: {json.dumps(manifest['gate']['asked'])}")
+    return _outcome(run, manifest, json.loads(run.store.read(METRICS))["tables"])
 
 
 # -------------------------------------------------------------------------------------------------------------- plan
@@ -181,7 +191,7 @@ def encode(run: Run, watcher: Watcher) -> Counts:
     """Every unit read, divided and tokenised, unless it has its receipt already."""
     from pipeline.stream import each_unit
 
-    work = training_rows.Work(run.store, run.job.model_dump(mode="json"), run.model, run.plan["max_tokens"], run.rows)
+    work = training_rows.Work(run.store, run.job.document(), run.model, run.plan["max_tokens"], run.rows)
     orders = [
         training_rows.Order(source, unit)
         for source, each in enumerate(run.rows)
@@ -223,7 +233,7 @@ def train(run: Run, objective: Objective, learned: Learned, counts: Counts, watc
     schedule = Schedule.of(settings, order.steps_per_epoch, objective.figures, has_validation)
     work = Work(
         store=run.store,
-        job=run.job.model_dump(mode="json"),
+        job=run.job.document(),
         model=run.model,
         max_tokens=run.plan["max_tokens"],
         schema=run.rows[0].read.schema,
@@ -266,38 +276,76 @@ def conclude(
     cluster: Cluster,
     watcher: Watcher,
 ) -> Outcome:
-    """Judge the candidate, promote it if it passes, and say all there is to say; the manifest comes last."""
-    from pipeline.training import report
-    from pipeline.training.promote import promote
+    """Judge the candidate, promote it if it passes, and say all there is to say; the manifest comes last.
 
-    evaluation = report.evaluate_candidate(run, objective, learned, counts, candidate, cluster, watcher)
-    verdict: Verdict = judged(run.job.gate, evaluation.figures, evaluation.compared)
-    metrics = report.metrics(run, counts, trained, evaluation, verdict)
-    run.store.write(METRICS, json.dumps(metrics, indent=1).encode())
-    report.plots(run, trained, evaluation)
-    if verdict.passed:
-        promote(run, counts, metrics, candidate)
-    manifest = report.manifest(run, counts, trained, evaluation, verdict)
+    A gate that changed since a run that promoted nothing is asked anew: what was trained and predicted stays.
+    """
+    if run.store.exists(MODEL):  # promoted by a run that was killed right after it: its metrics stand
+        metrics = json.loads(run.store.read(METRICS))
+    else:
+        metrics = _judged(run, objective, learned, counts, trained, candidate, cluster, watcher)
+        if metrics["gate"]["passed"]:
+            promote(run.store, facts(run, objective, metrics))
+    manifest = {name: each for name, each in metrics.items() if name not in ("tables", "intervals")}
+    manifest["promoted"] = metrics["gate"]["passed"]
+    manifest["run_id"] = run.run_id
     run.store.write(MANIFEST, json.dumps(manifest, indent=1).encode())
-    return _outcome(run, manifest)
+    return _outcome(run, manifest, metrics["tables"])
 
 
-def _outcome(run: Run, manifest: Mapping[str, Any]) -> Outcome:
+def _judged(
+    run: Run,
+    objective: Objective,
+    learned: Learned,
+    counts: Counts,
+    trained: Mapping[str, Any],
+    candidate: str,
+    cluster: Cluster,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """What stands in metrics.json afterwards."""
+    found = report.Judged()
+    if counts.rows.get("test"):
+        found = report.judge(run.job, run.store, candidate, objective, learned, cluster, watcher)
+    for note in found.notes:
+        run.notes.append(note)
+        watcher.note(note)
+    compared = None if found.compared is None else {name: each.value for name, each in found.compared.figures.items()}
+    verdict = judged(run.job.gate, found.figures, compared)
+    digest = digest_of(file_digests(Path(candidate)))
+    metrics = report.metrics(run.job, run.plan, counts, trained, found, verdict, digest)
+    report.draw(run.store, trained, found)
+    run.store.write(METRICS, json.dumps(metrics, indent=1, allow_nan=False).encode())
+    return metrics
+
+
+def facts(run: Run, objective: Objective, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's own folder tells of it: metrics.json without tables and curves."""
+    return {
+        "name": run.store.full(MODEL).parent.name,
+        "objective": run.job.objective.name,
+        "needs": objective.needs,
+        "synthetic": None,
+        **{name: each for name, each in metrics.items() if name not in ("kind", "tables", "intervals", "training")},
+        "baselines": {name: each["figures"] for name, each in metrics["baselines"].items()},
+        "training": {name: each for name, each in metrics["training"].items() if name != "history"},
+    }
+
+
+def _outcome(run: Run, manifest: Mapping[str, Any], tables: Mapping[str, Any]) -> Outcome:
+    training = manifest["training"]
     summary = {
-        "run_id": run.run_id,
+        "run_id": manifest["run_id"],
         "output": run.job.output.path,
         "promoted": manifest["promoted"],
-        "metrics": manifest["metrics"],
-        "baselines": manifest["baselines"],
-        "rows": manifest["rows"],
+        "metrics": manifest["figures"],
+        "baselines": {name: each["figures"] for name, each in manifest["baselines"].items()},
+        "rows": {name: count for name, count in manifest["rows"].items() if name != "reasons"},
         "seconds": round(time.monotonic() - run.began, 3),
-        "tokens_per_second": manifest["tokens_per_second"],
-        "steps": manifest["steps"],
-        "best_step": manifest["best_step"],
-        "model": manifest["model"],
-        "gate": manifest["gate"],
+        "tokens_per_second": training["tokens_per_second"],
+        "steps": training["steps"],
+        "best_step": training["best_step"],
+        "model": {"ref": f"{run.job.output.path.rstrip('/')}/{MODEL}", **manifest["model"]},
+        "gate": {name: manifest["gate"][name] for name in ("passed", "metric", "value", "reasons")},
     }
-    return Outcome(summary, manifest, 0 if manifest["promoted"] else NOT_PROMOTED, tuple(run.notes))
-
-
-_ = (CorpusSettings, EXAMPLES, OWN_MODULE, objective_of, shutil)
+    return Outcome(summary, manifest, tables, 0 if manifest["promoted"] else NOT_PROMOTED, tuple(run.notes))

@@ -65,7 +65,8 @@ class SplitSettings(Settings):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         ways = [key for key in ("files", "column") if getattr(self, key) is not None]
-        shares = [key for key in ("group", "validation", "test", "seed") if key in self.model_fields_set]
+        defaults = type(self).model_fields
+        shares = [key for key in ("group", "validation", "test", "seed") if getattr(self, key) != defaults[key].default]
         if len(ways) == 2 or (ways and shares):
             raise ValueError(f"{' and '.join([*ways, *shares])} exclude each other: each says which rows train")
         if self.validation + self.test >= 1:
@@ -301,4 +302,8 @@ class FinetuneJob(Settings):
             if not self.objective.name.endswith(".py")
             else {"code": hashlib.sha256(Path(self.objective.name).read_bytes()).hexdigest()}
         )
-        return self.model_dump(mode="json", exclude={"gate", "output"}) | code
+        return self.model_dump(mode="json", include=set(FinetuneJob.model_fields) - {"gate", "output"}) | code
+
+    def document(self) -> dict[str, Any]:
+        """The job as processes elsewhere read it: without what a job file holds besides (kind, cluster)."""
+        return self.model_dump(mode="json", include=set(FinetuneJob.model_fields))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.errors import CorpusError
+from pipeline.metrics import baselines
 from pipeline.quarantine import Failure, Reason
 from pipeline.tasks.base import Input, TextInput
 from pipeline.training.objectives.base import (
@@ -252,6 +253,16 @@ class Classify(Objective):
         annotation |= {"all_scores": True}
         columns = {"gold": gold, "labels": f"{name}_labels", "scores": f"{name}_scores"}
         return Prediction([annotation], "multilabels", columns)
+
+    def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
+        """What the training rows say without looking at the text: the commonest label (or labels), or the mean."""
+        rows = len(gold)
+        if self.problem == "regression":
+            return {"mean": pa.table({"predicted": baselines.mean(learned["mean"], rows)})}
+        counts = dict(zip(learned["labels"], learned["counts"], strict=True))
+        if self.problem == "single_label_classification":
+            return {"majority": pa.table({"predicted": baselines.majority(counts, rows)})}
+        return {"commonest": pa.table({"predicted": baselines.commonest(counts, learned["rows"], rows)})}
 
 
 def problem_of(type_: pa.DataType, label: str) -> Problem:

@@ -84,20 +84,19 @@ def evaluate(
     *,
     text: str | None = None,
     group: str | None = None,
-    options: Mapping[str, Any] | None = None,
     baselines: Baselines | None = None,
     began: float | None = None,
 ) -> Evaluated:
     """Annotate the rows with the model into `output`, and measure; the same call goes on where a killed one stopped.
 
     `text` (what the baselines read) and `group` (rows that agree in it are drawn together for the intervals) are
-    columns, dotted paths or templates; `options` are the metric's own.
+    columns, dotted paths or templates.
 
     Raises JobError and its kinds before anything is computed: columns that are not there or cannot be compared,
     whatever makes the annotate job impossible; afterwards where no row can be judged. RunError half-way, Interrupted on
     Ctrl-C.
     """
-    reading = _reading(prediction, model, rows, output, text, group, options or {})
+    reading = _reading(prediction, model, rows, output, text, group)
     store = Store.at(output)
     done = _moved(reading, store) or annotate(reading.job, cluster, watcher, began)
     watcher.phase("measuring")
@@ -119,7 +118,7 @@ def annotate_job(prediction: Prediction, model: ModelSettings, rows: CorpusSetti
 
     Raises JobError and its kinds as `evaluate` does.
     """
-    return _reading(prediction, model, rows, output, None, None, {}).job
+    return _reading(prediction, model, rows, output, None, None).job
 
 
 def _reading(
@@ -129,7 +128,6 @@ def _reading(
     output: str,
     text: str | None,
     group: str | None,
-    options: Mapping[str, Any],
 ) -> _Reading:
     """The annotate job that gives the predictions, and what is read of its output."""
     schema = open_corpus(rows).schema
@@ -151,7 +149,7 @@ def _reading(
     read = {path.names[0] for name, path in paths.items() if name not in added}
     beside = {name for source in _sources(text, group) for name in compile_text(source, schema).columns}
     paths |= {name: ColumnPath((name,), schema.field(name).type) for name in beside}
-    kind = metrics.find(prediction.kind)(**prediction.columns, **(_known(tasks, prediction) | dict(options)))
+    kind = metrics.find(prediction.kind)(**prediction.columns, **(_known(tasks, prediction) | dict(prediction.options)))
     wanted = Wanted(paths, present=prediction.columns.get("gold"))
     check_comparable(kind, wanted)
     carried = [name for name in schema.names if name in read | beside]
@@ -220,6 +218,6 @@ def _baselines(
             if name not in kept:
                 table = table.append_column(name, said[name])
         gold = {"gold": prediction.columns["gold"]} if "gold" in prediction.columns else {}
-        kind = metrics.find(prediction.kind)(**{**columns, **gold})
+        kind = metrics.find(prediction.kind)(**{**columns, **gold, **prediction.options})
         found[baseline] = measured_rows(kind, table, {}, _GROUP if grouped else None)
     return found

@@ -155,8 +155,8 @@ def test_baselines_read_the_text_as_the_model_does_and_are_measured_on_the_same_
 def test_several_labels_are_measured_by_all_their_scores(judge, sections):
     said = SAID | {"problem_type": "multi_label_classification", "all_scores": True}
     columns = {"gold": "tags", "labels": "said_labels", "scores": "said_scores"}
-    prediction = Prediction([said], "multilabels", columns)
-    found = judge(prediction, sections, options={"threshold": 0.0}, baselines=baselines_of(prediction))
+    prediction = Prediction([said], "multilabels", columns, options={"threshold": 0.0})
+    found = judge(prediction, sections, baselines=baselines_of(prediction))
     # Every label is said of all rows but the one without an answer (it is of web), and "common" never.
     assert found.measured.tables["unknown_labels"] == {"common": 29}
     recall = {each["label"]: each["recall"] for each in found.measured.tables["per_class"]}

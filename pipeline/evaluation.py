@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from pipeline.settings import Settings
 from pipeline.training import objectives
 from pipeline.training.job import EvaluationData, ModelOf, ObjectiveOf
 from pipeline.training.objectives.base import Objective, Prediction
+from pipeline.versions import installed
 from pipeline.workers import Cluster
 
 METRICS = "metrics.json"
@@ -212,6 +212,8 @@ def pictures_of(measured: Measured) -> dict[str, bytes]:
 
 def _check_output(store: Store, job: EvaluateJob) -> None:
     """Refuse a folder that holds something else, or the evaluation of another job. Raises OutputError."""
+    if store.exists(PLAN):
+        raise OutputError(f"output.path {store.root} is the output of another kind of job; name another folder")
     if (written := store.find(METRICS)) is not None:
         try:
             old = json.loads(written)["job"]
@@ -227,8 +229,6 @@ def _check_output(store: Store, job: EvaluateJob) -> None:
             )
         return
     folder = store.full("")
-    if store.exists(PLAN):
-        raise OutputError(f"output.path {store.root} is the output of another kind of job; name another folder")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output.path {store.root} is a file; name a folder, or one that does not exist yet")
     ours = {PREDICTIONS, PLOTS, "metadata"}
@@ -251,7 +251,7 @@ def _report(job: EvaluateJob, found: Evaluated) -> dict[str, Any]:
         "rows": _rows(found),
         **found.measured.to_json(),
         "baselines": {name: each.to_json() for name, each in found.baselines.items()},
-        "versions": {**done.manifest["versions"], **_versions()},
+        "versions": {**done.manifest["versions"], **installed(*_PACKAGES)},
     }
 
 
@@ -279,14 +279,3 @@ def _summary(job: EvaluateJob, found: Evaluated, report: Mapping[str, Any], bega
         "model": job.model.ref,
         "digest": found.digest,
     }
-
-
-def _versions() -> dict[str, str]:
-    """What is installed of the packages that figures come from."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -30,6 +30,11 @@ _LIBRARIES = ("scipy", "sklearn")
 """What every kind needs; found missing before anything is computed."""
 
 
+_MOST_RESAMPLES, _LEAST_RESAMPLES = 1000, 200
+_MOST_DRAWS = 200_000_000
+"""Rows times resamples: a million rows have narrow intervals by 200 resamples, which take seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gold:
     """What one annotation is measured against."""
@@ -122,7 +127,8 @@ def measured_rows(kind: Kind, table: pa.Table, left_out: Mapping[str, int], grou
     if not len(table):
         why = "".join(f"; {reason}: {count:,}" for reason, count in told.items())
         raise JobError(f"there is nothing to measure{why}")
-    found = measure(kind, table, group=group)
+    resamples = max(_LEAST_RESAMPLES, min(_MOST_RESAMPLES, _MOST_DRAWS // len(table)))
+    found = measure(kind, table, resamples=resamples, group=group)
     return replace(found, tables={**found.tables, "left_out": told | found.tables["left_out"]})
 
 

@@ -196,6 +196,7 @@ EVALUATION: dict[str, Any] = {
         ({"model": "nowhere"}, "model 'nowhere'"),
         ({"output": {"path": "corpus/out"}}, "lies inside the corpus"),
         ({"output": {"path": "other"}}, r"other holds something else (letter.txt)"),
+        ({"output": {"path": "annotated"}}, "is the output of another kind of job"),
         ({"output": {"path": "edited"}}, "holds a metrics.json that no evaluation wrote"),
         ({"kind": "evalute"}, "kind: 'evalute' is not allowed"),
     ],
@@ -206,8 +207,12 @@ def test_a_wrong_evaluation_is_told_before_anything_is_written(
     (tmp_path / "corpus").mkdir()
     table = pa.table({"text": ["a", "b"], "section": ["x", "y"], "flags": [True, False]})
     pq.write_table(table, tmp_path / "corpus/part-0.parquet")
-    for name, content in {"other/letter.txt": "dear", "edited/metrics.json": "[]"}.items():
-        (tmp_path / name).parent.mkdir()
+    for name, content in {
+        "other/letter.txt": "dear",
+        "edited/metrics.json": "[]",
+        "annotated/metadata/plan.json": "{}",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(content)
     before = sorted(tmp_path.rglob("*"))
     document = {

@@ -12,7 +12,7 @@ import pytest
 from pipeline import tasks
 from pipeline.annotator import columns_of
 from pipeline.errors import CorpusError, JobError
-from pipeline.gold import golds_of, measured
+from pipeline.gold import golds_of, measured, measured_rows
 from pipeline.metrics.labels import Labels
 from pipeline.metrics.multilabels import Multilabels
 from pipeline.metrics.numbers import Numbers
@@ -241,6 +241,14 @@ def test_an_output_without_gold_is_told_with_the_reasons(output):
         pq.write_table(empty, sink)
     with pytest.raises(JobError, match="there is nothing to measure; section is null: 1"):
         measured(gold, store, plan, [{"path": "data/part-b1-1.parquet", "kind": "data"}])
+
+
+def test_of_very_many_rows_fewer_resamples_are_drawn():
+    few, many = (
+        measured_rows(Labels("gold", "said"), pa.table({"gold": ["a"] * rows, "said": ["a"] * rows}), {})
+        for rows in (1000, 500_000)
+    )
+    assert [len(each.resampled["accuracy"]) for each in (few, many)] == [1000, 400]
 
 
 def test_the_columns_of_an_annotation_do_not_change_with_gold():

@@ -243,12 +243,13 @@ def test_an_output_without_gold_is_told_with_the_reasons(output):
         measured(gold, store, plan, [{"path": "data/part-b1-1.parquet", "kind": "data"}])
 
 
-def test_of_very_many_rows_fewer_resamples_are_drawn():
-    few, many = (
+def test_of_very_many_rows_fewer_resamples_are_drawn(monkeypatch):
+    monkeypatch.setattr("pipeline.gold._MOST_DRAWS", 100_000)
+    few, many, most = (
         measured_rows(Labels("gold", "said"), pa.table({"gold": ["a"] * rows, "said": ["a"] * rows}), {})
-        for rows in (1000, 500_000)
+        for rows in (100, 250, 1000)
     )
-    assert [len(each.resampled["accuracy"]) for each in (few, many)] == [1000, 400]
+    assert [len(each.resampled["accuracy"]) for each in (few, many, most)] == [1000, 400, 200]
 
 
 def test_the_columns_of_an_annotation_do_not_change_with_gold():

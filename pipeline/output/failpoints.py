@@ -4,8 +4,8 @@
     CORPUSMILL_FAILPOINT=part.before_write:1:ENOSPC         the first time, raise that OSError
     CORPUSMILL_FAILPOINT_COUNTER=/tmp/times                 count in this file over all processes, not in each
 
-A point stands before and after every write, fsync, replace (or link) and delete of `pipeline.output.storage`; it costs
-one comparison where the variable is unset.
+A point stands before and after every write, fsync, replace (or link) and delete of `pipeline.output.storage`, and where
+a checkpoint of a training comes and goes; it costs one comparison where the variable is unset.
 """
 
 import errno
@@ -23,7 +23,16 @@ _STEPS = ("write", "fsync", "replace", "folder_fsync")
 NAMES: tuple[str, ...] = tuple(
     f"{kind}.{when}_{step}" for kind in _WRITTEN for step in _STEPS for when in ("before", "after")
 ) + tuple(f"{kind}.{when}_delete" for kind in _DELETED for when in ("before", "after"))
-"""Every point there is."""
+"""Every point of `pipeline.output`."""
+
+CHECKPOINT_NAMES: tuple[str, ...] = (
+    "checkpoint.before_fsync",
+    "checkpoint.before_replace",
+    "checkpoint.after_replace",
+    "checkpoint.before_delete",
+    "checkpoint.after_delete",
+)
+"""Those of `pipeline.training.checkpoints`."""
 
 
 @dataclass
@@ -41,8 +50,9 @@ class Armed:
         """`name:nth:action`; ValueError where a part of it is unknown."""
         name, _, rest = text.partition(":")
         nth, _, action = rest.partition(":")
-        if name not in NAMES:
-            raise ValueError(f"{VARIABLE}={text}: no failpoint named {name!r}; known: {', '.join(NAMES)}")
+        known = (*NAMES, *CHECKPOINT_NAMES)
+        if name not in known:
+            raise ValueError(f"{VARIABLE}={text}: no failpoint named {name!r}; known: {', '.join(known)}")
         if not nth.isdigit() or int(nth) < 1:
             raise ValueError(f"{VARIABLE}={text}: {nth!r} is no count; the second part says at which time, from 1")
         if action != "kill" and action not in errno.errorcode.values():

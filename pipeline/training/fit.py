@@ -2,11 +2,13 @@
 
     trained = fit(work, workers, watcher)      # Trained(checkpoint="…/checkpoints/step-1536", history=[…], …)
 
-Facts about Ray Train (V2, 2.60) that it rests on: a checkpoint counts once all ranks have reported it and the snapshot
-beside it names it; a run of the same name and place goes on from there; the latest is always among those kept.
+An error of the training itself would come again with every attempt: the worker writes it down, and the run ends with
+it. Where a process just dies, or a neighbour's connection with it, Ray Train starts the next attempt.
 """
 
 import json
+import os
+import secrets
 import shutil
 import threading
 import time
@@ -14,33 +16,43 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.errors import CorpusmillError, RunError
+from pipeline.output.layout import TMP
 from pipeline.progress import Watcher
-from pipeline.training.loop import PROGRESS, SUMS, Work
-from pipeline.training.schedule import Schedule
+from pipeline.training import checkpoints
+from pipeline.training.loop import PROGRESS, Start, Work
 from pipeline.workers import TrainWorkers
-
-CHECKPOINTS = "checkpoints"
-CHECKPOINT = "checkpoint"
-"""The folder of transformers' own files inside each of them."""
 
 DEATHS_AT_MOST = 1_000
 """Workers that may die in one run: each of them costs the steps since the last checkpoint, never the run."""
 
-ATTEMPTS_AT_MOST = 20
+ATTEMPTS_AT_MOST = 10
 """Attempts that may begin at one checkpoint within a run."""
 
-ATTEMPTS = "metadata/tmp/training"
-FAULT = "metadata/tmp/training-fault.json"
+STARTS_AT_MOST = 60
+"""Times that Ray Train may wait for a place for the workers, a minute each."""
 
-_SCORE = "score"
-_WORST = float("-inf")
+ERROR = "metadata/training-error.txt"
+"""The traceback of an error that ended a training."""
+
+_RUNS = f"{TMP}/training"
+"""A folder for each run: `attempts/<checkpoint>/`, `saving-…/`, `fault.json`. What an earlier run left, and what its
+last processes still write, is nothing to the next one."""
+
+_SECONDS_TO_END = 10.0
+"""How long a run whose worker has told of an error may take to end by itself."""
+
+_QUICKLY = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a death is noticed so soon; by default after two seconds
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the node's death is a death like any other
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody asks them
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +73,65 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
 
     Raises RunError: a worker failed with an error of its own, or the workers found no place.
     """
-    _sweep(work)
-    trainer = TorchTrainer(
+    shutil.rmtree(work.store.full(_RUNS), ignore_errors=True)
+    work.store.delete(PROGRESS)
+    work.store.delete(ERROR)
+    if not _done(work):
+        run = f"{_RUNS}/{secrets.token_hex(4)}"
+        _train(work, workers, run, watcher)
+        shutil.rmtree(work.store.full(run), ignore_errors=True)
+    return _trained(work)
+
+
+def _done(work: Work) -> bool:
+    """Whether the last step has its checkpoint."""
+    step = checkpoints.latest(work.store)
+    return step is not None and work.schedule.done(step, checkpoints.state(work.store, step)["log_history"])
+
+
+def _trained(work: Work) -> Trained:
+    """What the checkpoints say when all is done."""
+    last = checkpoints.latest(work.store)
+    assert last is not None, "the last step leaves a checkpoint"
+    history = checkpoints.state(work.store, last)["log_history"]
+    chosen = checkpoints.best(checkpoints.steps(work.store), work.schedule.scores(history))
+    step = last if chosen is None else chosen
+    sums = checkpoints.sums(checkpoints.folder_of(work.store, last))
+    return Trained(
+        checkpoint=str(checkpoints.folder_of(work.store, step)),
+        step=step,
+        steps=last,
+        history=history,
+        tokens=int(sums["tokens"]),
+        padding_tokens=int(sums["padding_tokens"]),
+        seconds=sums["seconds"],
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- driver
+
+
+def _train(work: Work, workers: TrainWorkers, run: str, watcher: Watcher) -> None:
+    """Until Ray Train has ended; its controller too may die, and is replaced."""
+    for name, value in _QUICKLY.items():
+        os.environ.setdefault(name, value)
+    for _ in range(ATTEMPTS_AT_MOST):
+        ended = _end_of(_trainer(work, workers, run), work, run, watcher)
+        if (fault := work.store.find(f"{run}/fault.json")) is not None:
+            raise RunError(f"the training failed: {json.loads(fault)['message']}")
+        if ended is None:
+            return
+        if isinstance(ended, ray.train.TrainingFailedError):
+            raise RunError(f"the training failed: {_cause(ended)}; the same command goes on") from ended
+        if not isinstance(ended, ray.exceptions.RayActorError):
+            raise ended
+    raise RunError(f"Ray Train's controller died {ATTEMPTS_AT_MOST} times; the same command goes on")
+
+
+def _trainer(work: Work, workers: TrainWorkers, run: str) -> TorchTrainer:
+    return TorchTrainer(
         _worker,
-        train_loop_config={"work": work},
+        train_loop_config={"work": work, "run": run},
         torch_config=TorchConfig(backend="gloo" if work.device == "cpu" else "nccl"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count if workers.least == workers.count else (workers.least, workers.count),
@@ -72,79 +139,124 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
             resources_per_worker=workers.resources,
         ),
         run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=work.store.root,
+            name="ray",
+            storage_path=str(work.store.full(run)),
             failure_config=ray.train.FailureConfig(
-                max_failures=DEATHS_AT_MOST, controller_failure_limit=DEATHS_AT_MOST
-            ),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=max(2, work.job["training"]["keep_checkpoints"]) if work.schedule.best else 1,
-                checkpoint_score_attribute=_SCORE if work.schedule.best else None,
+                max_failures=DEATHS_AT_MOST, controller_failure_limit=STARTS_AT_MOST
             ),
         ),
     )
-    try:
-        with _Told(work, watcher):
-            result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RunError(f"the training failed: {_cause(error)}; the same command goes on") from error
-    if (fault := work.store.find(FAULT)) is not None:
-        told = json.loads(fault)
-        raise RunError(f"the training failed: {told['message']}") if told["ours"] else RuntimeError(told["message"])
-    chosen = result.checkpoint
-    if work.schedule.best and result.best_checkpoints:
-        chosen = max(result.best_checkpoints, key=lambda each: each[1].get(_SCORE, _WORST))[0]
-    assert chosen is not None, "the last step leaves a checkpoint"
-    last = json.loads(Path(result.checkpoint.path, CHECKPOINT, "trainer_state.json").read_text())
-    of_chosen = json.loads(Path(chosen.path, CHECKPOINT, "trainer_state.json").read_text())
-    sums = json.loads(Path(result.checkpoint.path, CHECKPOINT, SUMS).read_text())
-    return Trained(
-        checkpoint=str(Path(chosen.path, CHECKPOINT)),
-        step=of_chosen["global_step"],
-        steps=last["global_step"],
-        history=last["log_history"],
-        **sums,
-    )
+
+
+def _end_of(trainer: TorchTrainer, work: Work, run: str, watcher: Watcher) -> BaseException | None:
+    """What Ray Train ended with. It has a thread of its own, where it takes no signal handler in our place."""
+    ended: list[BaseException] = []
+
+    def fit_in_thread() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - told by the thread that waits
+            ended.append(error)
+
+    thread = threading.Thread(target=fit_in_thread, daemon=True)
+    thread.start()
+    _watch(work, run, thread, watcher)
+    return ended[0] if ended else None
+
+
+def _watch(work: Work, run: str, thread: threading.Thread, watcher: Watcher) -> None:
+    """Say how far the workers are, as the first of them writes it down, until they have ended or told of an error."""
+    told, failed_at = None, None
+    while thread.is_alive() and (failed_at is None or time.monotonic() < failed_at + _SECONDS_TO_END):
+        thread.join(0.5)
+        content = work.store.find(PROGRESS)
+        if content is not None and content != told:
+            told = content
+            with suppress(ValueError, KeyError):  # half-written
+                watcher.phase(_progress(json.loads(content)))
+        if failed_at is None and work.store.exists(f"{run}/fault.json"):
+            failed_at = time.monotonic()
+
+
+def _progress(told: Mapping[str, Any]) -> str:
+    loss = "" if told["loss"] is None else f", loss {told['loss']:.3f}"
+    speed = f"{told['tokens_per_second']:,.0f} tokens/s"
+    return f"training: step {told['step']:,} of {told['steps']:,}{loss}, {speed}"
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of the first worker's own error."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------------------- worker
 
 
 def _worker(config: Mapping[str, Any]) -> None:
-    """One rank, in Ray's process.
-
-    An error of the training itself would come again with every attempt: it is written down, and the next attempt ends
-    at once. Where a process just dies, or a neighbour's connection with it, the next attempt goes on.
-    """
+    """One rank, in Ray's process."""
     from pipeline.training.loop import train
 
     work: Work = config["work"]
+    run: str = config["run"]
     context = ray.train.get_context()
-    latest = ray.train.get_checkpoint()
-    if work.store.exists(FAULT) or _stuck(work, latest, context.get_world_rank()):
+    rank, ranks, device = context.get_world_rank(), context.get_world_size(), get_device()
+    if work.store.exists(f"{run}/fault.json"):
         return
-    resumed = None if latest is None else str(Path(latest.path, CHECKPOINT))
     try:
-        train(work, context.get_world_rank(), context.get_world_size(), get_device(), resumed)
+        start = _told_by_the_first(_start(work, run) if rank == 0 else None, ranks, device)
+        if start is not None:
+            train(work, rank, ranks, device, start)
     except Exception as error:
         if not _of_a_neighbour(error):
-            ours = isinstance(error, CorpusmillError)
-            told = {"message": str(error) if ours else "".join(traceback.format_exception(error)), "ours": ours}
-            work.store.write_new(FAULT, json.dumps(told).encode())
+            _tell(work, run, error)
         raise
 
 
-def _stuck(work: Work, latest: Any, rank: int) -> bool:
-    """Whether so many attempts began at this very checkpoint that something must be wrong with the machine."""
-    begun = f"{ATTEMPTS}/{'start' if latest is None else Path(latest.path).name}"
-    if rank == 0:
-        work.store.mark(f"{begun}/{time.monotonic_ns()}", b"")
+def _start(work: Work, run: str) -> Start | None:
+    """Where this attempt begins; None where the training is done.
+
+    Raises RunError where so many attempts began there that something must be wrong with the machine.
+    """
+    if _done(work):
+        return None
+    step = checkpoints.latest(work.store)
+    begun = f"{run}/attempts/{step or 0}"
+    work.store.mark(f"{begun}/{time.time_ns()}", b"")
     count = len(work.store.list(begun))
-    if count <= ATTEMPTS_AT_MOST:
-        return False
-    told = (
-        f"{count - 1} attempts in a row died before the next checkpoint, most likely for want of memory; ask for fewer "
-    )
-    told += "cluster.workers, a smaller training.micro_batch_tokens, or a smaller training.checkpoint_every"
-    work.store.write_new(FAULT, json.dumps({"message": told, "ours": True}).encode())
-    return True
+    if count > ATTEMPTS_AT_MOST:
+        raise RunError(
+            f"{count - 1} attempts in a row died after step {step or 0:,} and before the next checkpoint, most likely "
+            "for want of memory; ask for fewer cluster.workers, a smaller training.micro_batch_tokens, or a smaller "
+            "training.checkpoint_every"
+        )
+    for left in work.store.full(run).glob("saving-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = work.store.full(f"{run}/saving-{secrets.token_hex(4)}")
+    folder.mkdir()
+    return Start(step, str(folder))
+
+
+def _told_by_the_first(start: Start | None, ranks: int, device: Any) -> Start | None:
+    """The first rank's word, on every rank."""
+    told: list[Start | None] = [start]
+    if ranks > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(told, src=0, device=device)
+    return told[0]
+
+
+def _tell(work: Work, run: str, error: Exception) -> None:
+    """Write down an error that would come again."""
+    if isinstance(error, CorpusmillError):
+        message = str(error)
+    else:
+        work.store.write(ERROR, "".join(traceback.format_exception(error)).encode())
+        words = str(error).strip().splitlines()
+        message = f"{type(error).__name__}{f': {words[0]}' if words else ''}; see {work.store.full(ERROR)}"
+    work.store.write_new(f"{run}/fault.json", json.dumps({"message": message}).encode())
 
 
 def _of_a_neighbour(error: BaseException) -> bool:
@@ -154,78 +266,3 @@ def _of_a_neighbour(error: BaseException) -> bool:
     words = str(error).lower()
     known = ("gloo", "connection closed by peer", "connection reset by peer", "nccl communicator was aborted")
     return isinstance(error, dist.DistError) or any(each in words for each in known)
-
-
-def report(state: Any, folder: Path | None, schedule: Schedule, sums: Mapping[str, Any]) -> None:
-    """Hand a checkpoint of this rank to Ray Train; returns when all ranks have done so."""
-    metrics: dict[str, Any] = {"step": state.global_step}
-    if schedule.best is not None:
-        score = schedule.score_at(state.global_step, state.log_history)
-        metrics[_SCORE] = _WORST if score is None else score
-    if folder is None:
-        ray.train.report(metrics)
-        return
-    (folder / SUMS).write_text(json.dumps(dict(sums)))
-    above = folder.with_name(f"report-{state.global_step}")
-    above.mkdir()
-    folder.rename(above / CHECKPOINT)
-    ray.train.report(
-        metrics,
-        checkpoint=ray.train.Checkpoint.from_directory(str(above)),
-        checkpoint_dir_name=f"step-{state.global_step}",
-    )
-    shutil.rmtree(above, ignore_errors=True)
-
-
-class _Told:
-    """Says on the terminal how far the workers are, as the first of them writes it down."""
-
-    def __init__(self, work: Work, watcher: Watcher) -> None:
-        self._work, self._watcher = work, watcher
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        before = None
-        while not self._done.wait(0.5):
-            content = self._work.store.find(PROGRESS)
-            if content is None or content == before:
-                continue
-            before = content
-            with suppress(ValueError, KeyError):
-                self._watcher.phase(_progress(json.loads(content)))
-
-
-def _progress(told: Mapping[str, Any]) -> str:
-    loss = "" if told["loss"] is None else f", loss {told['loss']:.3f}"
-    speed = f"{told['tokens_per_second']:,.0f} tokens/s"
-    return f"training: step {told['step']:,} of {told['steps']:,}{loss}, {speed}"
-
-
-def _sweep(work: Work) -> None:
-    """Remove checkpoints that a killed run had half written: the snapshot does not name them."""
-    folder = work.store.full(CHECKPOINTS)
-    for path in (PROGRESS, FAULT, *work.store.list(ATTEMPTS, recursive=True)):
-        work.store.delete(path)
-    if not folder.is_dir():
-        return
-    named = ""
-    for snapshot in folder.glob("*.json"):
-        named += snapshot.read_text()
-    for each in folder.glob("step-*"):
-        if f'"{each.name}"' not in named:
-            shutil.rmtree(each, ignore_errors=True)
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of the first worker's own error."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    lines = [line for line in str(next(iter(failures.values()))).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

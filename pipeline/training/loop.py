@@ -1,6 +1,6 @@
 """What one worker of a training does: `transformers.Trainer` over steps whose rows, micro-batches and seeds are known.
 
-    train(work)        # called by Ray Train in every worker; see `pipeline.training.fit`
+    train(work, rank, ranks, device, start)        # called by Ray Train in every worker; see `pipeline.training.fit`
 
 A step's rows are the same whatever the number of workers, and its loss is the sum over them all divided by the sum of
 their weights: so gradients do not depend on how the rows were divided into micro-batches, and a worker that comes back
@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.batching import micro_batches, padding
+from pipeline.errors import RunError
 from pipeline.models.reference import PinnedModel
 from pipeline.output.storage import Store
-from pipeline.training.dropout import suit_cpu
+from pipeline.training import checkpoints
+from pipeline.training.attention import use_plain_attention
+from pipeline.training.dropout import use_byte_dropout
 from pipeline.training.examples import Examples
 from pipeline.training.job import FinetuneJob
 from pipeline.training.masters import MasterAdamW
@@ -49,8 +51,8 @@ STEPS = "metadata/steps.jsonl"
 """A line for each step that was computed, as the first worker began it: {"attempt": "4711-9f0c", "step": 17, "rows":
 "b7e1…"}, the rows by a digest of their numbers. A step that stands there twice was computed again after a death."""
 
-SUMS = "sums.json"
-"""What a checkpoint tells of all steps before it: tokens, padding, seconds."""
+_NEVER = 2**62
+"""A step that no training reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,14 @@ class Work:
     threads: int
     micro_batch_tokens: int
     bf16: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where an attempt begins: the first worker looks, and tells the others."""
+
+    step: int | None  # of the checkpoint; None: at the beginning
+    folder: str  # where all of them save, until a checkpoint is whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ class _Trainer(transformers.Trainer):
                 loss = self.loop.objective.loss(model, micro.tensors, self.loop.work.learned) * micro.scale
                 self.accelerator.backward(loss)
             total += loss.detach()
+        self.loop.look_at(total, self.state.global_step + 1)
         self.loop.tokens += step.tokens
         self.loop.padding_tokens += step.padding_tokens
         return total
@@ -174,6 +185,21 @@ class _Trainer(transformers.Trainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint counts when every rank has written its part, and the first one gives it its name."""
+        loop, step = self.loop, self.state.global_step
+        loop.check_weights(self.model, step)
+        super()._save_checkpoint(model, trial)
+        loop.wait_for_all()
+        if loop.rank == 0:
+            folder = Path(self.args.output_dir, f"checkpoint-{step}")
+            Path(folder, "training_args.bin").unlink(missing_ok=True)
+            Path(folder, checkpoints.SUMS).write_text(json.dumps(loop.sums()))
+            checkpoints.commit(loop.work.store, folder, step)
+            shutil.rmtree(folder, ignore_errors=True)
+            schedule = loop.work.schedule
+            checkpoints.prune(loop.work.store, schedule.scores(self.state.log_history), loop.keep)
+
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         return 0
 
@@ -203,6 +229,8 @@ class _Loop:
         self.order = Order(self.train.lengths_E, settings.batch_rows, settings.seed, settings.group_by_length)
         self.tokens = self.padding_tokens = 0
         self.before: dict[str, float] = {}  # what the attempts before came to
+        self.keep = settings.keep_checkpoints
+        self._diverged_at = torch.full((), _NEVER, device=device)  # asked for now and then: a GPU must not wait for it
         self.attempt = f"{os.getpid()}-{secrets.token_hex(2)}"
         self.began = time.monotonic()
 
@@ -232,6 +260,35 @@ class _Loop:
             line = json.dumps({"attempt": self.attempt, "step": number, "rows": digest})
             with self.work.store.full(STEPS).open("a") as file:
                 file.write(line + "\n")
+
+    def look_at(self, loss: torch.Tensor, step: int) -> None:
+        """Remember the first step whose loss is no finite number; told where the step is logged or saved."""
+        here = torch.where(torch.isfinite(loss), _NEVER, step)
+        self._diverged_at = torch.minimum(self._diverged_at, here)
+        schedule = self.work.schedule
+        if step % schedule.log_every == 0 or schedule.saves(step) or schedule.validates(step):
+            at = int(self._diverged_at.item())
+            if at != _NEVER:
+                raise self._diverged(f"the loss of step {at:,}")
+
+    def check_weights(self, model: nn.Module, step: int) -> None:
+        """Raise RunError where a weight is no finite number: such a checkpoint is worth nothing."""
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"'{name}' after step {step:,}")
+
+    def _diverged(self, what: str) -> RunError:
+        settings = self.job.training
+        instead = "" if settings.dtype == "float32" else ", or training.dtype: float32"
+        return RunError(
+            f"{what} is not finite: the training diverged; try a training.learning_rate smaller than "
+            f"{settings.learning_rate:g}, a longer training.warmup than {settings.warmup:g}{instead}"
+        )
+
+    def wait_for_all(self) -> None:
+        """Until every rank is here; an error where one of them is no more."""
+        if self.ranks > 1:
+            dist.barrier()
 
     def sums(self) -> dict[str, float]:
         """What all steps came to, those of earlier attempts too; the ranks have like shares."""
@@ -268,25 +325,24 @@ class _Loop:
             dist.all_gather_object(parts, (loss, judged))
         kept_EK = np.concatenate([kept for _, each in parts for kept in each])
         found = {"loss": sum(part[0] for part in parts) / float(self.validation.weights_E.sum())}
+        if not np.isfinite(found["loss"]):
+            raise self._diverged("the loss of the validation rows")
         return found | self.objective.score(kept_EK, self.work.learned)
 
-    def run(self, resumed: str | None) -> nn.Module:
-        """Train to the end of the schedule, or on from a checkpoint."""
+    def run(self, start: Start) -> None:
+        """Train to the end of the schedule."""
         model = self.objective.build(self.work.learned, self.job.training)
         if self.work.device == "cpu":
-            suit_cpu(model)
+            use_byte_dropout(model)
+            use_plain_attention(model)
         if self.masters:
             model.to(torch.bfloat16)
-        folder = mkdtemp(prefix="corpusmill-training-")
+        resumed = None if start.step is None else checkpoints.folder_of(self.work.store, start.step)
         if resumed is not None:
-            self.before = json.loads(Path(resumed, SUMS).read_text())
-        trainer = _Trainer(self, model=model, args=self._arguments(folder), callbacks=[_Calls(self)])
+            self.before = checkpoints.sums(resumed)
+        trainer = _Trainer(self, model=model, args=self._arguments(start.folder), callbacks=[_Calls(self)])
         self.began = time.monotonic()
-        try:
-            trainer.train(resume_from_checkpoint=resumed)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return model
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
 
     @property
     def masters(self) -> bool:
@@ -335,6 +391,10 @@ class _Calls(transformers.TrainerCallback):
         schedule = self._loop.work.schedule
         control.should_evaluate = schedule.validates(state.global_step) and len(self._loop.validation) > 0
         control.should_save = schedule.saves(state.global_step)
+        if (
+            control.should_save
+        ):  # the log's means begin anew at each checkpoint, so a run that goes on has the same ones
+            control.should_log = True
         if state.global_step >= schedule.steps:
             control.should_training_stop = True
         return control
@@ -359,14 +419,6 @@ class _Calls(transformers.TrainerCallback):
         }
         loop.work.store.mark(PROGRESS, json.dumps(told).encode())
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Hand the checkpoint to Ray Train; every rank has to, for the others to go on."""
-        from pipeline.training.fit import report
-
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        loop = self._loop
-        report(state, folder if folder.is_dir() and any(folder.iterdir()) else None, loop.work.schedule, loop.sums())
-
 
 def _bare(model: nn.Module) -> nn.Module:
     """The module inside DDP's wrapper: a validation has no gradients to share."""
@@ -381,7 +433,7 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 
 
-def train(work: Work, rank: int, ranks: int, device: torch.device, resumed: str | None) -> None:
-    """Train in this process, one of `ranks`; all checkpoints go through `report`."""
+def train(work: Work, rank: int, ranks: int, device: torch.device, start: Start) -> None:
+    """Train in this process, one of `ranks`, until the schedule ends."""
     torch.set_num_threads(work.threads)
-    _Loop(work, rank, ranks, device).run(resumed)
+    _Loop(work, rank, ranks, device).run(start)

@@ -57,13 +57,15 @@ class Schedule:
         chosen = self.best is not None and self.validates(step)
         return step % self.checkpoint_every == 0 or step % self.steps_per_epoch == 0 or chosen or step >= self.steps
 
-    def score_at(self, step: int, history: Sequence[Mapping[str, Any]]) -> float | None:
-        """The figure that chooses among checkpoints, more being better; None where this step was not validated."""
-        for each in history:
-            if each.get("step") == step and f"eval_{self.best}" in each:
-                value = float(each[f"eval_{self.best}"])
-                return value if self.more_is_better else -value
-        return None
+    def scores(self, history: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+        """The figure that chooses among checkpoints, more being better, of each step that was validated."""
+        sign = 1.0 if self.more_is_better else -1.0
+        key = f"eval_{self.best}"
+        return {int(each["step"]): sign * float(each[key]) for each in history if key in each}
+
+    def done(self, step: int, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether nothing comes after this step."""
+        return step >= self.steps or self.ended(history)
 
     def ended(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether so many validations in a row were no better than the best before them (early stopping)."""

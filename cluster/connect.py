@@ -36,7 +36,7 @@ KNOCK_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 
 _REFUSALS = (OSError, OverflowError, RuntimeError, ValueError)
-"""What Ray raises where it cannot start or connect (ConnectionError and TimeoutError among them)."""
+"""What Ray raises where it cannot connect (ConnectionError and TimeoutError among them)."""
 
 
 class RayCluster:
@@ -154,7 +154,7 @@ class RayCluster:
                     _memory=sum(memory) or None,
                     **quiet,
                 )
-            except _REFUSALS as error:
+            except Exception as error:  # where a busy machine takes too long, Ray raises no kind of its own
                 raise RunError(f"Ray could not start on this machine: {_first_line(error)}") from error
         else:
             try:

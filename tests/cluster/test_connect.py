@@ -161,3 +161,16 @@ def test_a_ray_that_cannot_start_here_is_told_and_leaves_nothing_behind(monkeypa
     with pytest.raises(RunError, match="Ray could not start on this machine: "), cluster.connected():
         raise AssertionError("it has started")
     assert not ray.is_initialized()
+
+
+def test_a_ray_that_takes_too_long_to_start_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def too_late(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    cluster = RayCluster(SETTINGS)
+    cluster.workers({None: 0})
+    monkeypatch.setattr(ray, "init", too_late)
+    with pytest.raises(RunError, match="Ray could not start on this machine: The current node timed"):
+        cluster.connected().__enter__()

@@ -1,13 +1,12 @@
 """Dropout on a CPU, without the wait: torch draws its masks there number by number, on one core.
 
-    suit_cpu(model)       # every nn.Dropout becomes a ByteDropout; on a GPU torch's own is fast
+    use_byte_dropout(model)       # every nn.Dropout becomes a ByteDropout; on a GPU torch's own is fast
 
 A mask is one random byte an element, compared with a bound, so a share is a multiple of 1/256; what is kept is scaled
 by the share that is truly kept, so the expectation is exact. The bytes come from NumPy's SFC64, seeded by torch's
 generator: whoever seeds torch before a step gets the same masks.
 """
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -55,11 +54,8 @@ class _Masked(torch.autograd.Function):
         return gradient * kept.to(gradient.dtype).mul_(context.scale), None, None
 
 
-def suit_cpu(model: nn.Module) -> None:
-    """Replace every nn.Dropout, in place; attention becomes plain products, whose way back is the faster one here."""
-    if hasattr(model, "set_attn_implementation"):
-        with contextlib.suppress(ValueError):  # a family that has one way alone
-            model.set_attn_implementation("eager")
+def use_byte_dropout(model: nn.Module) -> None:
+    """Replace every nn.Dropout, in place."""
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.Dropout:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import RenderableType
 
-KINDS = ("annotate", "evaluate", "finetune")
+KINDS = ("annotate", "evaluate", "finetune", "steps")
 """What `kind` may say: the names of modules in this folder."""
 
 
@@ -66,7 +66,7 @@ class JobFile:
     @property
     def module(self) -> ModuleType:
         """Who runs it."""
-        return importlib.import_module(f"jobs.{self.kind}")
+        return module_of(self.kind)
 
     def parsed(self) -> Settings:
         """The checked job; JobError with all that is wrong with it."""
@@ -90,6 +90,11 @@ def kind_of(document: Mapping[str, Any], path: str) -> str:
         if kind is None
         else f"{path}: {choice(f'kind: {kind!r} is not allowed', str(kind), list(KINDS))}"
     )
+
+
+def module_of(kind: str) -> ModuleType:
+    """Who runs the jobs of a kind that there is."""
+    return importlib.import_module(f"jobs.{kind}")
 
 
 def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:

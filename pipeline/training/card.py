@@ -1,6 +1,6 @@
 """The model card of a promoted model: what a person who finds the folder has to know, as Markdown. Pure.
 
-    card(facts)  ->  --- library_name: transformers … ---  # sections  Fine-tuned by corpusmill for `classify` from …
+card(facts)  ->  --- library_name: transformers … ---  # sections  Fine-tuned by corpusmill for `classify` from …
 """
 
 import json

@@ -90,6 +90,9 @@ class Kind(ABC):
     main: ClassVar[str]
     """The figure that is asked first."""
 
+    figures: ClassVar[tuple[str, ...]]
+    """All that it may find, as far as the columns allow."""
+
     @abstractmethod
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Why some rows cannot be judged -> which; also where the columns are looked at first.

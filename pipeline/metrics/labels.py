@@ -46,6 +46,7 @@ class Labels(Kind):
     known: tuple[str, ...] | None = None  # what the model can say; default: what the lists hold, where they hold all
 
     main = "accuracy"
+    figures = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "ece", "log_loss")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without gold.

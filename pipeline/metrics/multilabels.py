@@ -41,6 +41,7 @@ class Multilabels(Kind):
     known: tuple[str, ...] | None = None  # what the model can say; default: what the lists hold, where they hold all
 
     main = "micro_f1"
+    figures = ("micro_f1", "macro_f1", "weighted_f1", "samples_f1", "subset_accuracy", "macro_auc", "micro_auc", "ece")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without gold; one whose list is empty is judged.

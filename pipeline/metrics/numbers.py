@@ -33,6 +33,7 @@ class Numbers(Kind):
     predicted: str
 
     main = "rmse"
+    figures = ("rmse", "mae", "mse", "r2", "pearson", "spearman")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without a finite number on either side.

@@ -32,6 +32,7 @@ class Perplexity(Kind):
     unjudged_tokens: int = 0  # of each text's `tokens`
 
     main = "perplexity"
+    figures = ("perplexity", "loss")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without a loss, and those without a judged token.

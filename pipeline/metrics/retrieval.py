@@ -38,6 +38,7 @@ class Retrieval(Kind):
     similarity: Literal["cosine", "dot"] = "cosine"
 
     main = "mrr"
+    figures = ("mrr", "recall_at_1", "recall_at_5", "recall_at_10")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """No row.

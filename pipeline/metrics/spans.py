@@ -38,6 +38,7 @@ class Spans(Kind):
     predicted: str
 
     main = "spans_f1"
+    figures = ("spans_f1", "precision", "recall", "macro_f1", "weighted_f1", "exact_rows")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without gold; one whose list is empty is judged.

@@ -40,6 +40,7 @@ class Texts(Kind):
     tokenize: Tokenizer = "13a"  # BLEU: how texts are cut; zh or char for those without blanks
 
     main = "rouge1"
+    figures = ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "exact", "gold_words", "predicted_words")
 
     def left_out(self, table: pa.Table) -> Mapping[str, npt.NDArray[np.bool_]]:
         """Rows without gold.

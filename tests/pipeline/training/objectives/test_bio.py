@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities  # type: ignore[import-untyped]
 
@@ -67,6 +67,7 @@ def test_spans_that_touch_are_two():
     assert spans_of([span("A", 0, 2), span("A", 2, 4)], 4, "label") == [Marked("A", 0, 2), Marked("A", 2, 4)]
 
 
+@settings(deadline=None)
 @given(tokens_and_spans())
 def test_each_token_is_of_the_first_span_that_it_overlaps_and_of_no_other(case):
     offsets, spans = case
@@ -82,6 +83,7 @@ def test_each_token_is_of_the_first_span_that_it_overlaps_and_of_no_other(case):
     assert on_tokens(spans, offsets) == wanted
 
 
+@settings(deadline=None)
 @given(tokens_and_spans())
 def test_labels_of_tokens_give_the_spans_back_here_as_in_tag_and_as_in_seqeval(case):
     offsets, spans = case
@@ -107,6 +109,7 @@ def test_labels_of_tokens_give_the_spans_back_here_as_in_tag_and_as_in_seqeval(c
     assert [(each.label, each.start, each.end) for each in decoded] == [each for each in stretches if each[1] < each[2]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"]), max_size=9), min_size=1, max_size=4))
 def test_any_labels_of_tokens_are_read_as_seqeval_reads_them(rows):
     names = ["O", "B-A", "I-A", "B-B", "I-B"]
@@ -135,6 +138,7 @@ def test_words_and_their_labels_become_spans_of_the_joined_text():
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.text(min_size=1, max_size=4), st.sampled_from(["O", "B-A", "I-A", "B-B-C", "I-B-C"])), max_size=12

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.output.status import Status
     from pipeline.output.verify import Report
+    from pipeline.training.standing import Standing
 
 __all__ = ["plan", "preview", "retry", "run", "status", "verify"]
 
@@ -42,18 +43,25 @@ def plan(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return kinds.plan(path, overrides)
 
 
-def status(output: str) -> "Status":
-    """How far an output is, from what stands on disk."""
+def status(output: str) -> "Status | Standing":
+    """How far an output is, from what stands on disk; a Standing of a fine-tuning."""
     from pipeline.output.status import status as look
+    from pipeline.output.storage import Store
+    from pipeline.training.standing import is_finetuning, standing
 
-    return look(output)
+    return standing(output) if is_finetuning(Store.at(output)) else look(output)
 
 
 def verify(output: str) -> "Report":
-    """Prove from what stands on disk that no row of an output is lost, doubled or damaged."""
-    from pipeline.output.verify import verify as prove
+    """Prove from what stands on disk that no row of an output is lost, doubled or damaged.
 
-    return prove(output)
+    Of a fine-tuning: that the model is the one that was judged, and its predictions are whole.
+    """
+    from pipeline.output.storage import Store
+    from pipeline.output.verify import verify as prove
+    from pipeline.training.standing import is_finetuning, proved
+
+    return proved(output) if is_finetuning(Store.at(output)) else prove(output)
 
 
 def retry(output: str, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
     corpusmill run topics.yaml -o annotations.0.dtype=float32 --json
 
 Exit codes: 0 done; 1 the run failed; 2 the job or the command line is wrong; 3 done, but over the quarantine limit;
-4 `verify` found a fault or an unfinished output; 130 interrupted. Answers go to standard output, all else to standard
-error. This module imports little: `--help` and a misspelt command answer at once.
+4 `verify` found a fault or an unfinished output; 5 a trained model did not pass its gate; 130 interrupted. Answers go
+to standard output, all else to standard error. This module imports little: `--help` and a misspelt command answer at once.
 """
 
 import contextlib
@@ -105,7 +105,7 @@ def _options(
 
 @app.command()
 def run(job: Job, override: Override = None, as_json: Json = False) -> None:
-    """Run a job, or go on where it stopped."""
+    """Run a job, or go on where it stopped. Ends with 5 where a trained model does not pass its gate."""
     with _watched() as watcher:
         from jobs import kinds
 
@@ -147,12 +147,16 @@ def plan(job: Job, override: Override = None, as_json: Json = False) -> None:
 @app.command()
 def status(output: Output, as_json: Json = False) -> None:
     """Tell how far an output is."""
-    from pipeline.output.status import status as look
+    from jobs import status as look
 
     with _interruptible(None):
         found = asdict(look(output))
     if as_json:
         _say_json(found)
+    elif "steps" in found:
+        from jobs.trained import standing_training
+
+        _show(standing_training(found))
     else:
         from jobs.summary import standing
 
@@ -163,7 +167,7 @@ def status(output: Output, as_json: Json = False) -> None:
 def verify(output: Output, as_json: Json = False) -> None:
     """Prove that no row of an output is lost, doubled or damaged."""
     with _watched(f"verifying {output}"):
-        from pipeline.output.verify import verify as prove
+        from jobs import verify as prove
 
         report = prove(output)
     if as_json:

@@ -40,6 +40,26 @@ def trained(summary: Mapping[str, Any]) -> RenderableType:
     return lines([(key, printable(value)) for key, value in told])
 
 
+def standing_training(status: Mapping[str, Any]) -> RenderableType:
+    """How far a fine-tuning is, from the object of `status --json`."""
+    holder, state = status["running"], status["state"]
+    if holder is not None:
+        now = f"{state}: process {holder['pid']} on {holder['host']}, since {holder['started']}"
+    else:
+        now = state if status["finished"] else f"unfinished, {state} comes next: the same `corpusmill run` goes on"
+    told = [
+        ("output", str(status["path"])),
+        ("state", now),
+        ("units", f"{status['units_done']:,} of {status['units_total']:,} tokenised"),
+    ]
+    if status["steps"] is not None:
+        told.append(("steps", f"{status['step']:,} of {status['steps']:,}"))
+    if status["promoted"] is not None:
+        promoted = f"{status['model']} ({status['digest'][:12]}…)"
+        told.append(("model", promoted if status["promoted"] else f"not promoted: {'; '.join(status['reasons'])}"))
+    return lines([(key, printable(value)) for key, value in told])
+
+
 def _rows(rows: Mapping[str, int]) -> str:
     told = [f"{count:,} {subset}" for subset, count in rows.items() if subset != "left_out" and count]
     return ", ".join([*told, *([f"{rows['left_out']:,} left out"] if rows["left_out"] else [])])

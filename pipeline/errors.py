@@ -10,8 +10,9 @@
     │   └── LeaseError         1   another run holds this output
     └── Interrupted          130   somebody stopped the run; the same command goes on
 
-A message names the value, the bound, the place and what to do. A bad row never raises: it is
-quarantined with one of `pipeline.quarantine.Reason`.
+A message names the value, the bound, the place and what to do. A bad row never raises: it is quarantined with one of
+`pipeline.quarantine.Reason`. Three codes belong to no error: 3 done, but over the quarantine limit; 4 `verify` found a
+fault or an unfinished output; 5 a trained model did not pass its gate.
 """
 
 from typing import ClassVar

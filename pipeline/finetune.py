@@ -36,10 +36,8 @@ from pipeline.training.order import Order
 from pipeline.training.promote import CANDIDATE, MODEL, promote
 from pipeline.training.rows import Rows, plan_rows
 from pipeline.training.schedule import Schedule
+from pipeline.training.standing import METRICS, TRAINED
 from pipeline.workers import Cluster, TrainWorkers
-
-TRAINED = "metadata/trained.json"
-METRICS = "metrics.json"
 
 NOT_PROMOTED = 5
 """Exit code of a run whose model did not pass its gate."""

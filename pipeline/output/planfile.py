@@ -7,6 +7,7 @@
 """
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -75,12 +76,28 @@ def save(store: Store, plan: Plan) -> None:
 def load(store: Store) -> Plan:
     """The plan of an output; OutputError where there is none, or not the one that was written there."""
     data = store.find(PLAN)
+    if data is None and store.exists(f"predictions/{PLAN}"):
+        raise OutputError(f"{store.root} is the output of an evaluate job; its rows are in {store.root}/predictions")
     if data is None:
         raise OutputError(f"{store.root} is no output of corpusmill: it has no {PLAN}")
+    if (kind := _other_kind(data)) is not None:
+        raise OutputError(
+            f"{store.root} is the output of a {kind} job, not of an annotate job; what its model said of the test rows "
+            f"is one: {store.root}/predictions"
+        )
     try:
         return from_bytes(data)
     except BrokenSealError as error:
         raise OutputError(f"{PLAN} in {store.root}: {error}; restore it, or name another output.path") from error
+
+
+def _other_kind(data: bytes) -> str | None:
+    """The kind of job that a plan says it is of; None of an annotate job's, which says nothing."""
+    try:
+        kind = json.loads(data).get("kind")
+    except (ValueError, AttributeError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def to_bytes(plan: Plan) -> bytes:

@@ -26,7 +26,8 @@ from pipeline.errors import CorpusmillError, RunError
 from pipeline.output.layout import TMP
 from pipeline.progress import Watcher
 from pipeline.training import checkpoints
-from pipeline.training.loop import PROGRESS, Start, Work
+from pipeline.training.loop import Start, Work
+from pipeline.training.standing import PROGRESS
 from pipeline.workers import TrainWorkers
 
 DEATHS_AT_MOST = 1_000

@@ -42,10 +42,8 @@ from pipeline.training.objectives.base import Learned, Objective
 from pipeline.training.order import Order, shared_out
 from pipeline.training.rows import started
 from pipeline.training.schedule import Schedule
+from pipeline.training.standing import PROGRESS
 from pipeline.workers import Device
-
-PROGRESS = "metadata/tmp/training.json"
-"""Where the first worker says how far it is."""
 
 STEPS = "metadata/steps.jsonl"
 """A line for each step that was computed, as the first worker began it: {"attempt": "4711-9f0c", "step": 17, "rows":

@@ -339,6 +339,7 @@ class _Loop:
         if resumed is not None:
             self.before = checkpoints.sums(resumed)
         trainer = _Trainer(self, model=model, args=self._arguments(start.folder), callbacks=[_Calls(self)])
+        trainer.remove_callback(transformers.PrinterCallback)
         self.began = time.monotonic()
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
 

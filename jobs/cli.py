@@ -4,7 +4,8 @@
 
 Exit codes: 0 done; 1 the run failed; 2 the job or the command line is wrong; 3 done, but over the quarantine limit;
 4 `verify` found a fault or an unfinished output; 5 a trained model did not pass its gate; 130 interrupted. Answers go
-to standard output, all else to standard error. This module imports little: `--help` and a misspelt command answer at once.
+to standard output, all else to standard error. This module imports little: `--help` and a misspelt command answer at
+once.
 """
 
 import contextlib

@@ -236,13 +236,20 @@ def _branches(kind: Any) -> Iterator[Any]:
 
 
 def _chosen(kind: Any, value: Any, document: Mapping[str, Any]) -> Any:
-    """The settings class of an annotation is its task's; every other type is what it says."""
+    """The settings class of an annotation is its task's, of an objective its own; every other type is what it says."""
     from pipeline import tasks  # only where a message needs them
     from pipeline.tasks.base import AnnotationSettings
+    from pipeline.training import objectives
+    from pipeline.training.objectives.base import ObjectiveSettings
 
-    if not (_is_model(kind) and issubclass(kind, AnnotationSettings) and isinstance(value, Mapping)):
+    if not (_is_model(kind) and isinstance(value, Mapping)):
         return kind
-    return tasks.find(value["task"], allow_code=document.get("allow_code") is True).Config
+    allow_code = document.get("allow_code") is True
+    if issubclass(kind, AnnotationSettings):
+        return tasks.find(value["task"], allow_code=allow_code).Config
+    if issubclass(kind, ObjectiveSettings):
+        return objectives.find(value["name"], allow_code=allow_code).Config
+    return kind
 
 
 def _is_model(kind: Any) -> bool:

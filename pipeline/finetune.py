@@ -90,6 +90,7 @@ def finetune(job: FinetuneJob, cluster: Cluster, watcher: Watcher, began: float 
     check_output(store.root)
     model = pin(job.model)
     rows, notes = plan_rows(job)
+    report.check(job, training_rows.objective_over(job, rows[0].read.schema))
     workers = cluster.train_workers(model.weights_bytes)
     plan = _plan(job, model, rows, workers)
     with Lease.acquire(store, run_id := new_run_id()):
@@ -210,6 +211,8 @@ def learn(run: Run, counts: Counts) -> tuple[Objective, Learned]:
     if not counts.rows.get("train"):
         left = f"; {sum(counts.left_out.values())} rows were left out: {counts.left_out}" if counts.left_out else ""
         raise CorpusError(f"data: no row is left to train with{left}")
+    if run.job.gate is not None and not counts.rows.get("test"):
+        raise CorpusError(f"gate: no row of the corpus fell to the test rows, of {sum(counts.rows.values())} in all")
     objective = training_rows.started(run.job, run.model, run.plan["max_tokens"], run.rows[0].read.schema)
     learned = objective.learned(counts.counted.get("train", {}))
     for subset in ("validation", "test"):

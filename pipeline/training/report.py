@@ -18,13 +18,14 @@ from pipeline.corpus.source import CorpusSettings
 from pipeline.errors import JobError
 from pipeline.evaluate import Evaluated, evaluate
 from pipeline.evaluation import PLOTS, PREDICTIONS, pictures_of
-from pipeline.metrics import plots
+from pipeline.gold import check_libraries
+from pipeline.metrics import find, plots
 from pipeline.metrics.base import Measured, difference
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.output.storage import Store
 from pipeline.progress import Watcher
 from pipeline.training.examples import Counts
-from pipeline.training.gate import Verdict
+from pipeline.training.gate import Verdict, check_gate
 from pipeline.training.job import FinetuneJob
 from pipeline.training.objectives.base import Learned, Objective
 from pipeline.training.rows import EXAMPLES
@@ -42,6 +43,10 @@ UNTRAINED = "untrained"
 
 _SPEAKS_UNTRAINED = frozenset({"perplexity", "retrieval"})
 """Kinds of metrics for which a model has an answer before anybody trained it: it needs no new head."""
+
+_LIBRARIES = ("scipy", "sklearn")
+_LIBRARIES_OF = {"Texts": ("rouge_score", "sacrebleu")}
+"""By kind: what it measures with."""
 
 _PACKAGES = (
     *("corpusmill", "accelerate", "datasets", "matplotlib", "numpy", "peft", "pyarrow", "ray", "rouge-score"),
@@ -64,6 +69,25 @@ class Judged:
         return {} if self.measured is None else _values(self.measured)
 
 
+def check(job: FinetuneJob, objective: Objective) -> None:
+    """Refuse, before anything is trained, what could not be judged afterwards.
+
+    Raises JobError: the gate asks for a figure that no evaluation of this objective has, or of no test rows; a library
+    is missing. ModelError: the model to compare with is not there.
+    """
+    kind = find(objective.prediction(NAME).kind)
+    check_gate(job.gate, kind.figures)
+    check_libraries(["matplotlib", *_LIBRARIES, *_LIBRARIES_OF.get(kind.__name__, ())])
+    if job.gate is None:
+        return
+    split = job.data.split
+    by_shares = split.files is None and split.column is None
+    if (split.files is not None and split.files.test is None) or (by_shares and not split.test):
+        raise JobError("gate: there are no test rows that it could ask; give data.split some, or leave the gate out")
+    if job.gate.not_worse_than is not None:
+        pin(job.gate.not_worse_than)
+
+
 def judge(
     job: FinetuneJob,
     store: Store,
@@ -80,6 +104,7 @@ def judge(
     Raises JobError: no row can be judged, a library is missing, the model to compare with cannot answer.
     """
     prediction = objective.prediction(NAME)
+    text = str(prediction.annotations[0].get("text", job.data.text))
     rows = CorpusSettings(path=str(store.full(f"{EXAMPLES}/*-test.parquet")))
 
     def ask(model: ModelSettings, folder: str, *, baselines: bool = False) -> Evaluated:
@@ -90,7 +115,7 @@ def judge(
             str(store.full(folder)),
             cluster,
             watcher,
-            text=job.data.text,
+            text=text,
             group=job.data.split.group,
             baselines=(lambda judged: objective.baselines(learned, judged)) if baselines else None,
         )
@@ -165,7 +190,8 @@ def training(plan: Mapping[str, Any], counts: Counts, trained: Mapping[str, Any]
 def gate(job: FinetuneJob, judged: Judged, verdict: Verdict) -> dict[str, Any]:
     """What the gate asked and what it says; beside the model that must not be better, how far they are apart."""
     asked = None if job.gate is None else job.gate.model_dump(mode="json")
-    found: dict[str, Any] = {**asdict(verdict), "reasons": list(verdict.reasons), "asked": asked}
+    told = {**asdict(verdict), "value": _finite(verdict.value), "reasons": list(verdict.reasons)}
+    found: dict[str, Any] = {**told, "asked": asked}
     if judged.compared is not None and judged.measured is not None:
         apart = difference(judged.measured, judged.compared)
         found["compared"] = {name: each.to_json() for name, each in judged.compared.figures.items()}

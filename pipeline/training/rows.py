@@ -24,6 +24,7 @@ from pipeline.corpus.plan import Fragment, Unit, UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan, UnitReader
 from pipeline.corpus.source import CorpusSettings, open_corpus
 from pipeline.corpus.text import compile_text
+from pipeline.errors import CorpusError
 from pipeline.inputs import Source as InputSource
 from pipeline.inputs import source_of
 from pipeline.models.reference import PinnedModel
@@ -93,13 +94,12 @@ def plan_rows(job: FinetuneJob) -> tuple[tuple[Rows, ...], tuple[str, ...]]:
 
     Raises CorpusError: no such column, a label of a type that the objective can make nothing of.
     """
-    found, notes = [], []
+    found: list[Rows] = []
+    notes: list[str] = []
     for subset, settings in corpora(job.data):
         corpus = open_corpus(settings)
-        objective = objective_of(job)
+        objective = objective_over(job, corpus.schema)
         sources = sources_of(job, objective, corpus.schema)
-        if job.data.label is not None:
-            objective.check_label(find_dotted(corpus.schema, job.data.label).type)
         columns = {name for source in sources.values() for name in source.columns}
         kept, _, selection = rows_wanted(settings, corpus)
         units = plan_units(corpus.fragments, kept, selection, _BOUNDS)
@@ -122,6 +122,18 @@ def objective_of(job: FinetuneJob) -> Objective:
     return objectives.find(job.objective.name, allow_code=job.allow_code)(job.objective, job.data)
 
 
+def objective_over(job: FinetuneJob, schema: pa.Schema) -> Objective:
+    """The objective, which knows the type of its label column. Raises CorpusError: no such column, or a wrong type."""
+    objective = objective_of(job)
+    if job.data.label is not None:
+        try:
+            label = find_dotted(schema, job.data.label)
+        except CorpusError as error:
+            raise CorpusError(f"data.label: {error}") from error
+        objective.check_label(label.type)
+    return objective
+
+
 def sources_of(job: FinetuneJob, objective: Objective, schema: pa.Schema) -> dict[str, InputSource]:
     """What is read of each row: the objective's inputs, and what tells its subset (`split`). Raises CorpusError."""
     found = {name: source_of(wanted, schema) for name, wanted in objective.inputs().items()}
@@ -134,7 +146,7 @@ def sources_of(job: FinetuneJob, objective: Objective, schema: pa.Schema) -> dic
 
 def corpora(data: DataSettings) -> list[tuple[Subset | None, CorpusSettings]]:
     """The corpora of a job: one, or one for each subset that has files of its own."""
-    shared = {"filter": data.filter, "sample": data.sample, "seed": data.seed}
+    shared: dict[str, Any] = {"filter": data.filter, "sample": data.sample, "seed": data.seed}
     if data.split.files is None:
         assert data.path is not None
         return [(None, CorpusSettings(path=data.path, **shared))]
@@ -185,7 +197,7 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
         receipt["tokens"][subset] = encoded.tokens
         receipt["counted"][subset] = dict(objective.counted(encoded.examples))
         if subset == "test":
-            _write_parquet(work.store, f"{EXAMPLES}/{order.name}-test.parquet", table.take(kept))
+            _write_parquet(work.store, f"{EXAMPLES}/{order.name}-test.parquet", objective.judged_rows(table.take(kept)))
         else:
             _write_arrow(work.store, f"{EXAMPLES}/{order.name}-{subset}.arrow", encoded.examples)
     receipt["left_out"] = dict(Counter(failure.reason.value for failure in failures.values()))
@@ -206,9 +218,7 @@ def started(job: FinetuneJob, model: PinnedModel, max_tokens: int, schema: pa.Sc
         from pipeline.models.reference import on_this_node
 
         _started.clear()
-        objective = objective_of(job)
-        if schema is not None and job.data.label is not None:
-            objective.check_label(find_dotted(schema, job.data.label).type)
+        objective = objective_of(job) if schema is None else objective_over(job, schema)
         here = on_this_node(model)
         objective.start(prepared_tokenizer(here, 1), here, max_tokens)
         _started[key] = objective

@@ -19,8 +19,15 @@ SOURCES = sorted(
     path.relative_to(REPOSITORY).as_posix() for name in PACKAGES for path in REPOSITORY.glob(f"{name}/**/*.py")
 )
 
-MAY_IMPORT_RAY = ("pipeline/stream.py", "cluster/")
-MAY_IMPORT_TORCH = ("pipeline/models/", "pipeline/tasks/", "jobs/configs/")
+MAY_IMPORT_RAY = ("pipeline/stream.py", "pipeline/training/fit.py", "cluster/")
+MAY_IMPORT_TORCH = (
+    *("pipeline/models/", "pipeline/tasks/", "jobs/configs/"),
+    *(
+        f"pipeline/training/{name}"
+        for name in ("attention", "dropout", "fit", "loading", "loop", "masters", "objectives/")
+    ),
+    "pipeline/training/shrink",
+)
 
 
 def imports(source: str) -> set[str]:

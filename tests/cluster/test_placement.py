@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cluster.placement import ClusterSettings, Node, PoolSettings, place
+from cluster.placement import ClusterSettings, Node, PoolSettings, TrainClusterSettings, place, place_workers
 from pipeline.errors import JobError, PlacementError
 from pipeline.workers import Workers
 
@@ -234,3 +234,39 @@ def test_whatever_is_placed_fits_at_once_with_an_actor_in_each_pool(
         assert asked[str(name)].get("actors") in (None, workers.actors)
     assert sum(each.actors * each.cpus_per_actor for each in placed.values()) <= sum(node.cpus for node in nodes) + 1e-9
     assert sum(each.actors * each.gpus_per_actor for each in placed.values()) <= sum(node.gpus for node in nodes)
+
+
+# --------------------------------------------------------------------------------------------------------- to train
+
+
+def test_without_gpus_there_is_a_worker_for_each_cpu_but_few() -> None:
+    workers = place_workers(TrainClusterSettings(), [LAPTOP], MINILM_BYTES)
+    assert (workers.count, workers.least, workers.threads, workers.device) == (4, 4, 2, "cpu")
+    two = place_workers(TrainClusterSettings(), [Node(cpus=2, gpus=0, memory_bytes=24 * GIB)], MINILM_BYTES)
+    assert (two.count, two.threads, two.resources) == (2, 1, {"CPU": 1.0})
+
+
+def test_with_gpus_there_is_a_worker_for_each() -> None:
+    workers = place_workers(TrainClusterSettings(), [SERVER, SERVER], MINILM_BYTES)
+    assert (workers.count, workers.device, workers.resources) == (16, "cuda", {"CPU": 1.0, "GPU": 1.0})
+
+
+def test_as_many_workers_as_there_is_memory_for() -> None:
+    tight = Node(cpus=8, gpus=0, memory_bytes=int(2.5 * GIB))
+    assert place_workers(TrainClusterSettings(), [tight], MINILM_BYTES).count == 2
+
+
+def test_an_elastic_training_keeps_its_bounds() -> None:
+    workers = place_workers(TrainClusterSettings(workers=[2, 8], cpus_per_worker=1), [LAPTOP], MINILM_BYTES)
+    assert (workers.least, workers.count) == (2, 8)
+
+
+def test_workers_that_do_not_fit_are_told_with_what_there_is() -> None:
+    told = r"cluster.workers is 9, but only 8 workers of 1 CPUs, 0 GPUs and 1.1 GiB of memory fit \(.*8 CPUs.*; ask for"
+    with pytest.raises(PlacementError, match=told):
+        place_workers(TrainClusterSettings(workers=9, cpus_per_worker=1), [LAPTOP], MINILM_BYTES)
+
+
+def test_bounds_stand_in_order() -> None:
+    with pytest.raises(ValidationError, match="workers: 3 is the least and more than the most, 2"):
+        TrainClusterSettings(workers=[3, 2])

@@ -46,7 +46,7 @@ def _who_is_bound_by_permissions() -> Sequence[str]:
     return BOUND_BY_PERMISSIONS
 
 
-def test_one_run_over_every_kind_of_damage_loses_no_good_row(corpusmill: Command, job: Job, tmp_path: Path) -> None:
+def test_one_run_over_every_kind_of_damage_loses_no_good_row(process: Command, job: Job, tmp_path: Path) -> None:
     folder = tmp_path / "corpus/section=games"
     _put(folder / "good.parquet", _texts(40))
     contradicting = _texts(10).append_column("section", pa.array(["games"] * 8 + ["web", None]))
@@ -67,7 +67,7 @@ def test_one_run_over_every_kind_of_damage_loses_no_good_row(corpusmill: Command
     _put(folder / "secret.parquet", _texts(20)).chmod(0)
 
     job(tmp_path / "corpus", limits={"max_quarantined": 1.0})
-    answer = corpusmill("run", "job.yaml", "--json", before=_who_is_bound_by_permissions())
+    answer = process("run", "job.yaml", "--json", before=_who_is_bound_by_permissions())
     assert answer.code == 0, answer.err
     assert "7 files cannot be read and will be quarantined:" in answer.err
 
@@ -96,7 +96,7 @@ def test_one_run_over_every_kind_of_damage_loses_no_good_row(corpusmill: Command
         ("good.parquet", 40, True),
         ("page.parquet", 200, True),
     ]
-    assert corpusmill("verify", "out").code == 0
+    assert process("verify", "out").code == 0
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,9 @@ def test_an_output_that_cannot_be_is_refused_and_left_as_it_was(
 
 
 def test_a_plan_that_nothing_was_computed_for_binds_no_later_job(
-    corpusmill: Here, here: Here, job: Job, corpus: Path, tmp_path: Path
+    process: Here, here: Here, job: Job, corpus: Path, tmp_path: Path
 ) -> None:
-    died = corpusmill("run", job(corpus), env={"CORPUSMILL_FAILPOINT": "plan.after_replace:1:EIO"})
+    died = process("run", job(corpus), env={"CORPUSMILL_FAILPOINT": "plan.after_replace:1:EIO"})
     assert died.code == 1, died.err
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
     changed = here("run", job("empty.parquet"), "--json")

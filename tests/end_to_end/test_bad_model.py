@@ -154,10 +154,10 @@ def test_gpus_that_are_not_there_are_told_before_anything_is_read(
 
 
 def test_a_head_without_weights_is_found_by_the_actors_and_told_once(
-    corpusmill: Command, job: Callable[..., str], model: Path, tmp_path: Path
+    process: Command, job: Callable[..., str], model: Path, tmp_path: Path
 ) -> None:
     _configured(model, architectures=["BertForSequenceClassification"], num_labels=3)
-    answer = corpusmill("run", job(model, task="classify"))
+    answer = process("run", job(model, task="classify"))
     assert answer.code == 2, answer.err
     assert answer.err.count("error: ") == 1, answer.err
     assert "lacks 2 weights that BertForSequenceClassification needs: classifier.bias, classifier.weight" in answer.err

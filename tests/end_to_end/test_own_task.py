@@ -69,9 +69,9 @@ def by_hand(folder: Path, example: Any) -> Callable[..., str]:
 
 
 def test_the_example_runs_as_its_file_says_and_each_row_has_what_the_module_writes_of_it_alone(
-    corpusmill: Callable[..., Any], repository: Path, folder: Path, by_hand: Callable[..., str], tmp_path: Path
+    process: Callable[..., Any], repository: Path, folder: Path, by_hand: Callable[..., str], tmp_path: Path
 ) -> None:
-    answer = corpusmill(
+    answer = process(
         "run",
         "jobs/configs/own_task.yaml",
         "--json",
@@ -92,8 +92,8 @@ def test_the_example_runs_as_its_file_says_and_each_row_has_what_the_module_writ
     assert len({summary for _, summary in rows}) > 100
 
 
-def test_without_the_jobs_word_no_code_is_run(corpusmill: Callable[..., Any], repository: Path) -> None:
-    answer = corpusmill("run", "jobs/configs/own_task.yaml", "-o", "allow_code=false", cwd=repository)
+def test_without_the_jobs_word_no_code_is_run(process: Callable[..., Any], repository: Path) -> None:
+    answer = process("run", "jobs/configs/own_task.yaml", "-o", "allow_code=false", cwd=repository)
     assert answer.code == 2
     assert "is code of your own: set `allow_code: true` in the job to run it" in answer.err
 

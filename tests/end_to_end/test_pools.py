@@ -96,7 +96,7 @@ def test_a_row_that_kills_actors_of_the_second_pool_is_found_and_what_the_first_
 
 
 def test_on_a_machine_of_its_own_all_pools_start_at_once_whatever_they_reserve(
-    corpusmill: Corpusmill, job: Callable[..., str], tmp_path: Path
+    process: Corpusmill, job: Callable[..., str], tmp_path: Path
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", [f"text {row}" for row in range(900)], ["word"] * 900)
     annotations = [
@@ -105,7 +105,7 @@ def test_on_a_machine_of_its_own_all_pools_start_at_once_whatever_they_reserve(
         {"name": "last", "task": COUNTING, "text": "{again_label} {word}", "where": "size_chars = 8"},
     ]
     cluster = {"actors": 1, "pools": {"large": {"memory": "200MiB"}}}
-    answer = corpusmill("run", job(corpus, annotations=annotations, cluster=cluster), "--json")
+    answer = process("run", job(corpus, annotations=annotations, cluster=cluster), "--json")
     assert answer.code == 0, answer.err
     assert (answer.summary["rows_out"], answer.summary["units_total"] > 2) == (900, True)
     rows = _rows(tmp_path, "data")

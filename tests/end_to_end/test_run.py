@@ -1,4 +1,7 @@
-"""The main job as a user meets it: one command, a real Ray, real files."""
+"""The main job as a user meets it: one command, a real Ray, real files.
+
+What needs a process of its own has one: the plain road, a signal, a full disk, a folder with modules of our names.
+"""
 
 import json
 import shutil
@@ -37,10 +40,10 @@ def _corpus(folder: Path, texts: list[str | None], files: int = 2) -> Path:
 
 
 def test_every_row_stands_once_with_its_annotation_and_other_readers_agree(
-    corpusmill: Corpusmill, job: Job, tmp_path: Path
+    process: Corpusmill, job: Job, tmp_path: Path
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", [f"text number {row}" for row in range(600)])
-    answer = corpusmill("run", job(corpus), "--json")
+    answer = process("run", job(corpus), "--json")
     assert answer.code == 0, answer.err
     summary = answer.summary
     assert (summary["rows_in"], summary["rows_out"], summary["rows_quarantined"]) == (600, 600, 0)
@@ -49,8 +52,8 @@ def test_every_row_stands_once_with_its_annotation_and_other_readers_agree(
     assert _asked(asked) == [(600, sum(len(f"text number {row}") for row in range(600)))]
     frame = pl.read_parquet(f"{tmp_path}/out/data/**/*.parquet")
     assert frame.columns == ["text", "size_chars", "size_label", "size_tokens", "size_truncated", "_file", "_row"]
-    assert corpusmill("verify", "out").code == 0
-    again = corpusmill("run", "job.yaml", "--json")
+    assert process("verify", "out").code == 0
+    again = process("run", "job.yaml", "--json")
     assert again.summary["units_skipped"] == summary["units_total"]
     assert again.summary["units_done"] == 0
 
@@ -167,14 +170,14 @@ def test_hive_folders_are_kept_and_partition_columns_stand_in_the_path_only(
 
 
 def test_it_works_from_a_folder_with_a_users_own_pipeline_jobs_and_cluster(
-    corpusmill: Corpusmill, job: Job, tmp_path: Path
+    process: Corpusmill, job: Job, tmp_path: Path
 ) -> None:
     (tmp_path / "pipeline.py").write_text("raise SystemExit('shadowed')")
     for name in ("jobs", "cluster"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('shadowed')")
     corpus = _corpus(tmp_path / "corpus", ["a text"] * 30)
-    assert corpusmill("run", job(corpus)).code == 0
+    assert process("run", job(corpus)).code == 0
 
 
 def test_metadata_that_was_edited_by_hand_is_told_and_a_unit_without_a_valid_receipt_is_computed_again(
@@ -197,10 +200,10 @@ def test_metadata_that_was_edited_by_hand_is_told_and_a_unit_without_a_valid_rec
 
 @pytest.mark.parametrize("failpoint", ["part.before_write", "receipt.before_replace", "manifest.before_fsync"])
 def test_a_full_disk_ends_the_run_in_words_and_the_same_command_goes_on(
-    corpusmill: Corpusmill, job: Job, tmp_path: Path, failpoint: str
+    process: Corpusmill, corpusmill: Corpusmill, job: Job, tmp_path: Path, failpoint: str
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", [f"text {row}" for row in range(300)])
-    full = corpusmill("run", job(corpus), env={"CORPUSMILL_FAILPOINT": f"{failpoint}:1:ENOSPC"})
+    full = process("run", job(corpus), env={"CORPUSMILL_FAILPOINT": f"{failpoint}:1:ENOSPC"})
     assert full.code == 1
     assert "No space left on device" in full.err
     assert "run the same command to go on" in full.err
@@ -249,12 +252,12 @@ def test_filter_and_sample_choose_rows_and_every_row_is_accounted_for(
 
 
 def test_planned_files_that_change_or_go_are_quarantined_as_such(
-    corpusmill: Corpusmill, job: Job, tmp_path: Path
+    process: Corpusmill, corpusmill: Corpusmill, job: Job, tmp_path: Path
 ) -> None:
     for section in ("a", "b", "c"):
         _corpus(tmp_path / f"corpus/s={section}", [f"text of {section}"] * 10, files=1)
     job(tmp_path / "corpus", limits={"max_quarantined": 1.0})
-    stopped = corpusmill("run", "job.yaml", env={"CORPUSMILL_FAILPOINT": "part.before_write:1:EIO"})
+    stopped = process("run", "job.yaml", env={"CORPUSMILL_FAILPOINT": "part.before_write:1:EIO"})
     assert stopped.code == 1
     pq.write_table(pa.table({"text": ["another"] * 10}), tmp_path / "corpus/s=a/part-0.parquet")
     shutil.rmtree(tmp_path / "corpus/s=b")

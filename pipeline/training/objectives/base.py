@@ -15,6 +15,7 @@ knows the labels of the whole corpus, so they hold targets as the corpus has the
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,11 @@ class ObjectiveSettings(Settings):
 
     name: str
     """Name of an objective, or the path of a `.py` file with one (needs `allow_code: true`)."""
+
+    def portable(self) -> dict[str, Any]:
+        """For a process with another current folder: a user's own file is named by its absolute path."""
+        name = str(Path(self.name).expanduser().resolve()) if self.name.endswith(".py") else self.name
+        return self.model_dump(mode="json") | {"name": name}
 
 
 @dataclass(frozen=True, slots=True)

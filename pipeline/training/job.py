@@ -96,6 +96,10 @@ class DataSettings(CorpusSettings):
 
     split: SplitSettings = SplitSettings()
 
+    unseen_labels: Literal["error", "leave_out"] = "error"
+    """What becomes of validation and test rows whose label no training row has: an error with the list of labels, or
+    they are left out and counted; the model could never be right about them."""
+
     @model_validator(mode="after")
     def _rows_are_named_once(self) -> Self:
         if (self.path is None) == (self.split.files is None):

@@ -13,10 +13,11 @@ metadata/examples/0-6f1c….json                the unit's receipt, last
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.column import find_dotted
@@ -33,7 +34,7 @@ from pipeline.planning import carries_identity, file_system_of, rows_wanted
 from pipeline.quarantine import Failure, Reason
 from pipeline.training import objectives
 from pipeline.training.job import DataSettings, FinetuneJob
-from pipeline.training.objectives.base import Objective
+from pipeline.training.objectives.base import Encoded, Learned, Objective
 from pipeline.training.split import SUBSETS, Subset, subset_named, subset_of
 
 EXAMPLES = "metadata/examples"
@@ -74,6 +75,7 @@ class Work:
     model: PinnedModel
     max_tokens: int
     rows: tuple[Rows, ...]
+    learned: Learned | None = None  # rows that ask for something else are left out; None: it is not known yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
         encoded = objective.encode(
             {name: [values[row] for row in mine] for name, values in inputs.items() if name != "split"}
         )
+        if subset != "train" and work.learned is not None:
+            encoded = without_unseen(objective, work.learned, encoded, len(mine), subset)
         failures |= {mine[at]: failure for at, failure in encoded.failures.items()}
         kept = [row for at, row in enumerate(mine) if at not in encoded.failures]
         receipt["rows"][subset] = len(kept)
@@ -197,7 +201,11 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
         receipt["tokens"][subset] = encoded.tokens
         receipt["counted"][subset] = dict(objective.counted(encoded.examples))
         if subset == "test":
-            _write_parquet(work.store, f"{EXAMPLES}/{order.name}-test.parquet", objective.judged_rows(table.take(kept)))
+            _write_parquet(
+                work.store,
+                f"{EXAMPLES}/{order.name}-test.parquet",
+                objective.judged_rows(table.take(pa.array(kept, pa.int64()))),
+            )
         else:
             _write_arrow(work.store, f"{EXAMPLES}/{order.name}-{subset}.arrow", encoded.examples)
     receipt["left_out"] = dict(Counter(failure.reason.value for failure in failures.values()))
@@ -205,6 +213,39 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
         _write_parquet(work.store, f"{EXAMPLES}/{order.name}-left_out.parquet", _left_out(table, subsets_N, failures))
     work.store.write(f"{EXAMPLES}/{order.name}.json", json.dumps(receipt).encode())
     return receipt
+
+
+def without_unseen(objective: Objective, learned: Learned, encoded: Encoded, rows: int, subset: Subset) -> Encoded:
+    """The examples of some of R rows, without those that ask for what no training row has (`check_known`)."""
+    if knows(objective, learned, objective.counted(encoded.examples), subset):
+        return encoded
+    examples = encoded.examples
+    kept_E = [row for row in range(rows) if row not in encoded.failures]
+    assert len(kept_E) == len(examples), "an objective with labels makes one example of a row"
+    unseen_E = [
+        not knows(objective, learned, objective.counted(examples.slice(at, 1)), subset) for at in range(len(examples))
+    ]
+    failures = {
+        row: Failure(Reason.UNSEEN_LABEL, f"a label of '{objective.data.label}' is in no training row")
+        for row, unseen in zip(kept_E, unseen_E, strict=True)
+        if unseen
+    }
+    left = examples.filter(pa.array([not unseen for unseen in unseen_E], pa.bool_()))
+    return replace(
+        encoded,
+        examples=left,
+        failures={**encoded.failures, **failures},
+        tokens=int(pc.sum(pc.list_value_length(left["input_ids"])).as_py() or 0),
+    )
+
+
+def knows(objective: Objective, learned: Learned, counted: Mapping[str, float], subset: Subset) -> bool:
+    """Whether the training rows have all that rows of another subset ask for."""
+    try:
+        objective.check_known(learned, counted, subset)
+    except CorpusError:
+        return False
+    return True
 
 
 _started: dict[str, Objective] = {}

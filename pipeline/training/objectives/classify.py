@@ -143,7 +143,8 @@ class Classify(Objective):
             raise CorpusError(
                 f"{len(unseen)} label{'' if len(unseen) == 1 else 's'} of '{self.data.label}' in {rows} {subset} rows "
                 f"{'is' if len(unseen) == 1 else 'are'} in no training row: {', '.join(unseen[:LABELS_TOLD])}"
-                f"{' …' if len(unseen) > LABELS_TOLD else ''}; leave them out with data.filter, or split otherwise"
+                f"{' …' if len(unseen) > LABELS_TOLD else ''}; leave them out "
+                "(data.unseen_labels: leave_out), or split otherwise"
             )
 
     # ------------------------------------------------------------------------------------------------------ training

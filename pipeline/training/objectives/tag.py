@@ -189,8 +189,8 @@ class Tag(Objective):
             raise CorpusError(
                 f"{len(unseen)} label{'' if len(unseen) == 1 else 's'} of '{self.data.label}' in {spans} spans of the "
                 f"{subset} rows {'is' if len(unseen) == 1 else 'are'} in no training row: "
-                f"{', '.join(unseen[:LABELS_TOLD])}{' …' if len(unseen) > LABELS_TOLD else ''}; leave these rows out "
-                "with data.filter, or split otherwise"
+                f"{', '.join(unseen[:LABELS_TOLD])}{' …' if len(unseen) > LABELS_TOLD else ''}; leave these rows "
+                "out (data.unseen_labels: leave_out), or split otherwise"
             )
 
     # ------------------------------------------------------------------------------------------------------ training

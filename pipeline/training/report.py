@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.corpus.source import CorpusSettings
 from pipeline.errors import JobError
 from pipeline.evaluate import Evaluated, evaluate
@@ -169,6 +171,12 @@ def metrics(
 def fingerprint(units: Sequence[str]) -> str:
     """One sha256 of what was read: the units' names hold their files' paths, sizes, times and rows."""
     return hashlib.sha256("\n".join(units).encode()).hexdigest()
+
+
+def synthetic(schema: pa.Schema) -> str | None:
+    """What a corpus says of itself in the key `synthetic` of its Parquet metadata; None: that it is not, or nothing."""
+    said = (schema.metadata or {}).get(b"synthetic", b"").decode("utf-8", "replace").strip()
+    return None if said.lower() in ("", "0", "false", "no") else said
 
 
 def training(plan: Mapping[str, Any], counts: Counts, trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,3 +137,37 @@ def at_another_place(tmp_path: Path) -> Callable[[Work, str], Work]:
         return replace(work, store=Store.at(str(place)))
 
     return move
+
+
+@pytest.fixture
+def facts() -> dict[str, Any]:
+    """What corpusmill.json of a promoted model holds."""
+    figures = {
+        "accuracy": {"value": 0.766, "low": 0.753, "high": 0.779, "rows": 4096},
+        "log_loss": {"value": 0.9, "low": None, "high": None, "rows": 4096},
+    }
+    rows = {"train": 12_288, "validation": 1500, "test": 4096, "left_out": 7, "reasons": {"null_label": 7}}
+    return {
+        "name": "sections",
+        "objective": "classify",
+        "needs": "AutoModelForSequenceClassification",
+        "synthetic": None,
+        "model": {"digest": "d1"},
+        "base": {"ref": "hub:org/small@main", "revision": "8b32", "digest": "b1"},
+        "data": {"fingerprint": "9f0c"},
+        "job": {
+            "objective": {"name": "classify"},
+            "data": {"path": "corpus", "split": {"group": "source"}},
+            "training": {"learning_rate": 3e-4},
+        },
+        "rows": rows,
+        "main": "accuracy",
+        "figures": figures,
+        "baselines": {"majority": {"accuracy": {"value": 0.103, "low": 0.09, "high": 0.11, "rows": 4096}}},
+        "training": {
+            "steps": 1536, "best_step": 1152, "tokens": 900_000, "seconds": 300.0,
+            "device": "cpu", "dtype": "bfloat16", "max_tokens": 256,
+        },
+        "gate": {"passed": True, "asked": {"metric": "accuracy", "at_least": 0.5}},
+        "versions": {"python": "3.12.3", "torch": "2.13.0"},
+    }

@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ def test_without_a_gate_every_model_passes() -> None:
     assert verdict.metric is None
 
 
+@settings(deadline=None)
 @given(value=VALUES, bound=VALUES)
 def test_at_least_passes_from_the_bound_on(value: float, bound: float) -> None:
     verdict = judged(gate(at_least=bound), {"accuracy": value}, None)
@@ -33,11 +34,13 @@ def test_at_least_passes_from_the_bound_on(value: float, bound: float) -> None:
     assert verdict.value == value
 
 
+@settings(deadline=None)
 @given(value=VALUES, bound=VALUES)
 def test_at_most_passes_up_to_the_bound(value: float, bound: float) -> None:
     assert judged(gate(metric="log_loss", at_most=bound), {"log_loss": value}, None).passed == (value <= bound)
 
 
+@settings(deadline=None)
 @given(value=VALUES, other=VALUES)
 def test_not_worse_than_asks_for_more_of_what_is_better(value: float, other: float) -> None:
     more = judged(gate(not_worse_than=OTHER), {"accuracy": value}, {"accuracy": other})
@@ -46,6 +49,7 @@ def test_not_worse_than_asks_for_more_of_what_is_better(value: float, other: flo
     assert less.passed == (value <= other)
 
 
+@settings(deadline=None)
 @given(value=VALUES, least=VALUES, most=VALUES, other=VALUES)
 def test_every_demand_that_fails_is_told(value: float, least: float, most: float, other: float) -> None:
     verdict = judged(gate(at_least=least, at_most=most, not_worse_than=OTHER), {"accuracy": value}, {"accuracy": other})

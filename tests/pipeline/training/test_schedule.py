@@ -2,7 +2,7 @@ from math import ceil
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.training.job import TrainingSettings
@@ -11,10 +11,11 @@ from pipeline.training.schedule import Schedule
 FIGURES = {"macro_f1": True, "accuracy": True, "mae": False}
 
 
-def schedule(steps_per_epoch: int = 10, has_validation: bool = True, **settings: Any) -> Schedule:
-    return Schedule.of(TrainingSettings.model_validate(settings), steps_per_epoch, FIGURES, has_validation)
+def schedule(steps_per_epoch: int = 10, has_validation: bool = True, **of_training: Any) -> Schedule:
+    return Schedule.of(TrainingSettings.model_validate(of_training), steps_per_epoch, FIGURES, has_validation)
 
 
+@settings(deadline=None)
 @given(epochs=st.floats(0.01, 20), steps_per_epoch=st.integers(1, 400), warmup=st.floats(0, 0.99))
 def test_epochs_become_steps(epochs: float, steps_per_epoch: int, warmup: float) -> None:
     found = schedule(steps_per_epoch, epochs=epochs, warmup=warmup)
@@ -28,6 +29,7 @@ def test_steps_stand_in_place_of_epochs() -> None:
     assert schedule(steps=7, epochs=100.0).steps == 7
 
 
+@settings(deadline=None)
 @given(steps=st.integers(1, 300), every=st.integers(1, 50), steps_per_epoch=st.integers(1, 60))
 def test_a_validation_that_chooses_has_a_checkpoint(steps: int, every: int, steps_per_epoch: int) -> None:
     found = schedule(steps_per_epoch, steps=steps, validate_every=every)
@@ -64,6 +66,7 @@ def test_a_training_is_done_at_its_last_step_or_when_it_is_ended() -> None:
     assert found.done(2, worse)
 
 
+@settings(deadline=None)
 @given(scores=st.lists(st.floats(0, 1), max_size=12), patience=st.integers(1, 4), at_least=st.floats(0, 0.2))
 def test_early_stopping_waits_for_its_patience(scores: list[float], patience: int, at_least: float) -> None:
     found = schedule(early_stopping={"patience": patience, "at_least": at_least})
@@ -75,7 +78,7 @@ def test_early_stopping_waits_for_its_patience(scores: list[float], patience: in
         assert all(score <= best_before + at_least for score in scores[-patience:])
 
 
-@pytest.mark.parametrize("settings", [{}, {"early_stopping": {"patience": 1}, "has_validation": False}])
-def test_without_early_stopping_nothing_ends_before_the_last_step(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("of_training", [{}, {"early_stopping": {"patience": 1}, "has_validation": False}])
+def test_without_early_stopping_nothing_ends_before_the_last_step(of_training: dict[str, Any]) -> None:
     worse = [{"step": step, "eval_macro_f1": -float(step)} for step in range(9)]
-    assert not schedule(**settings).ended(worse)
+    assert not schedule(**of_training).ended(worse)

@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.training.split import SUBSETS, Shares, subset_named, subset_of
@@ -11,12 +11,14 @@ PINNED = ["test", "train", "train", "train", "train", "test"]
 SHARES = st.builds(Shares, st.floats(0, 0.49), st.floats(0, 0.49), st.integers(0, 9))
 
 
+@settings(deadline=None)
 @given(group=GROUPS, shares=SHARES)
 def test_a_group_is_always_on_the_same_side(group: str, shares: Shares) -> None:
     assert subset_of(group, shares) == subset_of(group, shares)
     assert subset_of(group, shares) in SUBSETS
 
 
+@settings(deadline=None)
 @given(group=GROUPS, shares=SHARES, more=st.floats(0, 0.02))
 def test_larger_shares_take_rows_from_the_training_alone(group: str, shares: Shares, more: float) -> None:
     before = subset_of(group, shares)

@@ -351,7 +351,7 @@ def facts(run: Run, objective: Objective, metrics: Mapping[str, Any]) -> dict[st
         "name": run.store.full(MODEL).parent.name,
         "objective": run.job.objective.name,
         "needs": objective.needs,
-        "synthetic": None,
+        "synthetic": report.synthetic(run.rows[0].read.schema),
         **{name: each for name, each in metrics.items() if name not in ("kind", "tables", "intervals", "training")},
         "baselines": {name: each["figures"] for name, each in metrics["baselines"].items()},
         "training": {name: each for name, each in metrics["training"].items() if name != "history"},

@@ -63,6 +63,6 @@ def test_a_folder_that_cannot_be_moved_is_told(store: Store, facts: dict[str, An
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(RunError, match=r"could not be moved from metadata/candidate to model in .*: Operation not perm"):
+    with pytest.raises(RunError, match=r"could not be moved from metadata/candidate to model in .*"):
         promote(store, facts)
     assert not store.exists(MODEL)

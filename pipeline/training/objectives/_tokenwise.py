@@ -80,9 +80,10 @@ class TokenObjective(Objective):
 
 def bare(model: "nn.Module") -> Any:
     """The model itself, within what distributes it."""
-    while hasattr(model, "module") and not hasattr(model, "get_output_embeddings"):
-        model = model.module
-    return model
+    module: Any = model
+    while hasattr(module, "module") and not hasattr(module, "get_output_embeddings"):
+        module = module.module
+    return module
 
 
 def logits_at(model: "nn.Module", inputs: Mapping[str, Any], places_BL: "torch.Tensor") -> "torch.Tensor":

@@ -8,6 +8,7 @@ it. Where a process just dies, or a neighbour's connection with it, Ray Train st
 
 import json
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -45,6 +46,9 @@ ERROR = "metadata/training-error.txt"
 _RUNS = f"{TMP}/training"
 """A folder for each run: `attempts/<checkpoint>/`, `saving-…/`, `fault.json`. What an earlier run left, and what its
 last processes still write, is nothing to the next one."""
+
+_LOST = re.compile(r"\bgloo\b|connection (closed|reset) by peer|nccl communicator was aborted", re.IGNORECASE)
+"""What torch says where the connection to another worker broke."""
 
 _SECONDS_TO_END = 10.0
 """How long a run whose worker has told of an error may take to end by itself."""
@@ -210,7 +214,7 @@ def _worker(config: Mapping[str, Any]) -> None:
         if start is not None:
             train(work, rank, ranks, device, start)
     except Exception as error:
-        if not _of_a_neighbour(error):
+        if ranks == 1 or not _of_a_neighbour(error):
             _tell(work, run, error)
         raise
 
@@ -264,6 +268,6 @@ def _of_a_neighbour(error: BaseException) -> bool:
     """Whether the connection to another worker broke: that one died, and the training goes on without it."""
     import torch.distributed as dist
 
-    words = str(error).lower()
-    known = ("gloo", "connection closed by peer", "connection reset by peer", "nccl communicator was aborted")
-    return isinstance(error, dist.DistError) or any(each in words for each in known)
+    if isinstance(error, dist.DistError | ConnectionError):
+        return True
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None

@@ -170,7 +170,7 @@ def _resolved(node: Any, place: str, models: Sequence[str | None], key: str = ""
 
 def _same_outputs(outputs: Sequence[str | None], source: str) -> list[str]:
     """One line for each folder that two steps would write to."""
-    folders = [None if each is None else str(Path(each).expanduser().absolute()) for each in outputs]
+    folders = [None if each is None else str(Path(each).expanduser().resolve()) for each in outputs]
     doubled = [folder for folder, count in Counter(folders).items() if folder is not None and count > 1]
     return [
         f"{source}: {' and '.join(f'steps.{at}' for at, each in enumerate(folders) if each == folder)} have one "

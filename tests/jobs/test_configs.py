@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobs import kinds, plain_yaml
+from jobs.steps import StepsFile
 from jobs.tasks import described
 from pipeline import tasks
 from pipeline.errors import JobError
@@ -134,9 +135,13 @@ def commands_of(name: str) -> list[list[str]]:
 def test_a_job_is_checked_and_an_unknown_key_in_it_refused(name, repository, monkeypatch):
     monkeypatch.chdir(repository)
     job: Any = kinds.load(f"jobs/configs/{name}").parsed()
-    assert job.output.path == f"out/{name.removesuffix('.yaml')}"
-    deepest = "annotations.0" if name in ANNOTATING else "output"
-    with pytest.raises(JobError, match=re.escape(f"{deepest}.surprise: there is no such key")):
+    own = f"out/{name.removesuffix('.yaml')}"
+    if isinstance(job, StepsFile):
+        assert all(step["output"]["path"].startswith(f"{own}/") for step in job.steps)
+    else:
+        assert job.output.path == own
+    deepest = "annotations.0" if name in ANNOTATING else "steps.0.output" if isinstance(job, StepsFile) else "output"
+    with pytest.raises(JobError, match=re.escape(f"{deepest.removeprefix('steps.0.')}.surprise: there is no such key")):
         kinds.load(f"jobs/configs/{name}", [f"{deepest}.surprise=1"]).parsed()
 
 

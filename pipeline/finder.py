@@ -107,7 +107,7 @@ class Finder(Generic[Found]):
     def _unfinished(self, module: ModuleType) -> str:
         """Which methods the abstract classes of a file still lack."""
         lacking = [
-            f"{value.__name__} lacks {', '.join(sorted(value.__abstractmethods__))}"
+            f"{value.__name__} lacks {', '.join(sorted(getattr(value, '__abstractmethods__', ())))}"
             for value in vars(module).values()
             if inspect.isclass(value) and issubclass(value, self._base) and value.__module__ == module.__name__
         ]

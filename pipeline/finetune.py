@@ -38,7 +38,7 @@ from pipeline.training.rows import Rows, plan_rows
 from pipeline.training.schedule import Schedule
 from pipeline.training.split import Subset
 from pipeline.training.standing import METRICS, TRAINED
-from pipeline.workers import Cluster, TrainWorkers
+from pipeline.workers import TrainCluster, TrainWorkers
 
 NOT_PROMOTED = 5
 """Exit code of a run whose model did not pass its gate."""
@@ -81,7 +81,7 @@ class Run:
         return tuple(self.plan["units"])
 
 
-def finetune(job: FinetuneJob, cluster: Cluster, watcher: Watcher, began: float | None = None) -> Outcome:
+def finetune(job: FinetuneJob, cluster: TrainCluster, watcher: Watcher, began: float | None = None) -> Outcome:
     """Run a job to its end, or on from where an earlier run of it stopped.
 
     Raises JobError and its kinds before anything is computed, RunError half-way, Interrupted on Ctrl-C.
@@ -93,6 +93,7 @@ def finetune(job: FinetuneJob, cluster: Cluster, watcher: Watcher, began: float 
         check_apart(settings, store.root)
     check_output(store.root)
     model = pin(job.model)
+    training_rows.objective_of(job).check_model(model)
     rows, notes = plan_rows(job)
     report.check(job, training_rows.objective_over(job, rows[0].read.schema))
     workers = cluster.train_workers(model.weights_bytes)
@@ -108,7 +109,7 @@ def finetune(job: FinetuneJob, cluster: Cluster, watcher: Watcher, began: float 
             raise Interrupted("interrupted: what is done stays; the same command goes on") from None
 
 
-def _run(run: Run, cluster: Cluster, watcher: Watcher) -> Outcome:
+def _run(run: Run, cluster: TrainCluster, watcher: Watcher) -> Outcome:
     if (done := _finished(run)) is not None:
         return done
     watcher.phase("starting Ray")
@@ -299,7 +300,7 @@ def conclude(
     counts: Counts,
     trained: Mapping[str, Any],
     candidate: str,
-    cluster: Cluster,
+    cluster: TrainCluster,
     watcher: Watcher,
 ) -> Outcome:
     """Judge the candidate, promote it if it passes, and say all there is to say; the manifest comes last.
@@ -326,7 +327,7 @@ def _judged(
     counts: Counts,
     trained: Mapping[str, Any],
     candidate: str,
-    cluster: Cluster,
+    cluster: TrainCluster,
     watcher: Watcher,
 ) -> dict[str, Any]:
     """What stands in metrics.json afterwards."""

@@ -45,7 +45,7 @@ class TrainWorkers:
 
     @property
     def threads(self) -> int:
-        """torch's threads in each worker."""
+        """Torch's threads in each worker."""
         return max(1, int(self.cpus))
 
     @property
@@ -74,14 +74,18 @@ class Cluster(Protocol):
         """
         ...
 
-    def train_workers(self, weights_bytes: int) -> TrainWorkers:
-        """Place the workers of a training of a model of so many bytes. Raises PlacementError where they do not fit."""
-        ...
-
     def connected(self) -> AbstractContextManager[None]:
         """Have Ray running inside the block; called only when there is something to compute."""
         ...
 
     def log_folder(self) -> str | None:
         """Where Ray's own logs lie; None before it ran."""
+        ...
+
+
+class TrainCluster(Cluster, Protocol):
+    """What a training needs besides: workers that hold a copy of the model each."""
+
+    def train_workers(self, weights_bytes: int) -> TrainWorkers:
+        """Place the workers of a training of a model of so many bytes. Raises PlacementError where they do not fit."""
         ...

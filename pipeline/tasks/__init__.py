@@ -8,7 +8,7 @@ known()                                   ["classify", "embed", "zero_shot"]
 from pipeline.finder import Finder
 from pipeline.tasks.base import AnnotationSettings, Task
 
-_finder: Finder[Task] = Finder(__name__, Task, AnnotationSettings, "task")
+_finder: Finder[Task] = Finder(__name__, Task, AnnotationSettings, "task")  # type: ignore[type-abstract]
 
 find = _finder.find
 known = _finder.known

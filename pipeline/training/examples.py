@@ -48,9 +48,9 @@ class Counts:
                 for key, value in part.items():
                     sums[key] = sums.get(key, 0) + value
             for subset, part in each["counted"].items():
-                sums = found.counted.setdefault(subset, {})
+                counted = found.counted.setdefault(subset, {})
                 for key, value in part.items():
-                    sums[key] = sums.get(key, 0) + value
+                    counted[key] = counted.get(key, 0) + value
             unreadable += each["unreadable"]
             filtered += each["rows_filtered"]
             truncated += each["truncated_rows"]

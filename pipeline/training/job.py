@@ -310,4 +310,5 @@ class FinetuneJob(Settings):
 
     def document(self) -> dict[str, Any]:
         """The job as processes elsewhere read it: without what a job file holds besides (kind, cluster)."""
-        return self.model_dump(mode="json", include=set(FinetuneJob.model_fields))
+        found = self.model_dump(mode="json", include=set(FinetuneJob.model_fields))
+        return found | {"objective": self.objective.portable()}

@@ -63,7 +63,7 @@ def pretrained(
     except Exception as fault:
         reason = " ".join(str(fault).split())[:300]
         raise ModelError(f"model {pinned.ref!r} cannot be trained as {auto_class}: {reason}") from fault
-    body = f"{module.base_model_prefix}."
+    body = _body(module)
     missing = [name for name in told["missing_keys"] if name.startswith(body) and ".pooler." not in f".{name}"]
     if missing:
         raise ModelError(
@@ -71,7 +71,26 @@ def pretrained(
         )
     set_attention_dropout(module, training.attention_dropout)
     freeze(module, training.freeze)
-    return module if training.lora is None else with_lora(module, training.lora)
+    found: nn.Module = module
+    if training.lora is None:
+        return found
+    new = (*told["missing_keys"], *(each[0] for each in told["mismatched_keys"]))
+    fresh = {name.partition(".")[0] for name in new} - {body.removesuffix(".")}
+    return with_lora(found, training.lora, sorted(fresh))
+
+
+def head_of(module: nn.Module) -> list[str]:
+    """Names of the parts beside a model's body that have weights; none where it is all body."""
+    body = _body(module).removesuffix(".")
+    return [
+        name for name, part in module.named_children() if body and name != body and any(True for _ in part.parameters())
+    ]
+
+
+def _body(module: nn.Module) -> str:
+    """What the names of all but the head begin with; nothing where the module has no head beside its body."""
+    prefix = getattr(module, "base_model_prefix", "")
+    return f"{prefix}." if prefix and hasattr(module, prefix) else ""
 
 
 def freeze(module: nn.Module, parts: Sequence[str]) -> None:
@@ -80,7 +99,7 @@ def freeze(module: nn.Module, parts: Sequence[str]) -> None:
     Raises JobError for a part that the model does not have, or where nothing is left to train.
     """
     names = [name for name, _ in module.named_parameters()]
-    body = f"{getattr(module, 'base_model_prefix', '')}."
+    body = _body(module)
     for part in parts:
         if part == "embeddings":
             chosen = {name for name in names if re.search(r"(^|\.)(embeddings|embed_tokens|shared|wte|wpe)\.", name)}
@@ -98,8 +117,8 @@ def freeze(module: nn.Module, parts: Sequence[str]) -> None:
         raise JobError("training.freeze leaves nothing to train")
 
 
-def with_lora(module: nn.Module, settings: "LoraSettings") -> nn.Module:
-    """The model with low-rank updates beside its frozen weights (Hu et al. 2021); a new head is trained whole.
+def with_lora(module: nn.Module, settings: "LoraSettings", head: Sequence[str]) -> nn.Module:
+    """The model with low-rank updates beside its frozen weights (Hu et al. 2021); a new `head` is trained whole.
 
     Raises JobError: peft is not installed, or finds no module of these names.
     """
@@ -107,28 +126,28 @@ def with_lora(module: nn.Module, settings: "LoraSettings") -> nn.Module:
         import peft
     except ImportError as error:
         raise JobError('training.lora needs peft: pip install "corpusmill[train]"') from error
-    head = [name for name, _ in module.named_children() if name != getattr(module, "base_model_prefix", "")]
     targets: Any = settings.targets
     config = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type] # it is only divided by
         lora_dropout=settings.dropout,
         target_modules=targets,
-        modules_to_save=head or None,
+        modules_to_save=list(head) or None,
         bias="none",
     )
     try:
-        return peft.get_peft_model(module, config)  # type: ignore[no-any-return]
+        adapted: nn.Module = peft.get_peft_model(module, config)
+        return adapted
     except ValueError as error:
         raise JobError(f"training.lora: {error}") from error
 
 
-def save(module: nn.Module, tokenizer: Any, folder: str, max_tokens: int) -> None:
+def save(module: Any, tokenizer: Any, folder: str, max_tokens: int) -> None:
     """Write safetensors, config and tokenizer; LoRA's updates are merged into the weights they stand beside."""
     if hasattr(module, "merge_and_unload"):
         module = module.merge_and_unload()
     with quietly():
-        module.save_pretrained(folder)  # type: ignore[operator]
+        module.save_pretrained(folder)
         before = tokenizer.model_max_length
         tokenizer.model_max_length = max_tokens
         tokenizer.save_pretrained(folder)
@@ -140,9 +159,10 @@ def load_checkpoint(objective: "Objective", learned: "Learned", training: "Train
     """The module with the weights of one of transformers' checkpoint folders."""
     from safetensors.torch import load_model
 
-    module = objective.build(learned, training)
+    module: Any = objective.build(learned, training)
     if hasattr(module, "merge_and_unload"):  # LoRA's updates alone
         module.load_adapter(folder, "default", is_trainable=False)
-        return module
-    load_model(module, str(Path(folder, "model.safetensors")))
-    return module
+    else:
+        load_model(module, str(Path(folder, "model.safetensors")))
+    loaded: nn.Module = module
+    return loaded

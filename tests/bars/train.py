@@ -144,9 +144,7 @@ def main() -> None:
                 found[way].append(json.loads(done.stdout.splitlines()[-1])["tokens_per_second"])
             print({way: round(values[-1]) for way, values in found.items()}, flush=True)
     middle = {way: statistics.median(values) for way, values in found.items()}
-    print(
-        f"ours / plain: {middle['ours'] / middle['plain']:.2f}; ours / grouped: {middle['ours'] / middle['grouped']:.2f}"
-    )
+    print({f"ours / {way}": round(middle["ours"] / middle[way], 2) for way in ("plain", "grouped")})
 
 
 if __name__ == "__main__":

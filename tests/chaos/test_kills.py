@@ -23,11 +23,14 @@ import pytest
 import yaml
 
 from pipeline.output.failpoints import NAMES
+from pipeline.output.layout import DATA, QUARANTINE
 from pipeline.output.verify import verify
 
 KILLS = int(os.environ.get("CORPUSMILL_KILLS", "8"))
 SEED = int(os.environ.get("CORPUSMILL_SEED", "20261121"))
 UNITS, ROWS_A_UNIT = 24, 40
+FAILING = 5
+"""Every such unit has a row for the quarantine."""
 IN_FLIGHT = 2 * 2 + 2 + 2  # two units for each of two actors, and those being read and committed
 COUNTING = Path(__file__).with_name("counting.py")
 
@@ -78,6 +81,28 @@ class Job:
         told = [json.loads(path.read_text()) for path in self.output.glob("metadata/receipts/*.json")]
         return {int(shard) for each in told for shard in re.findall(r"shard=(\d+)", each["files"][0]["path"])}
 
+    def points_to_come(self) -> list[str]:
+        """`receipt.before_fsync:3`: each point that the next run passes, and when; elsewhere a kill hits nobody."""
+        left = set(range(UNITS)) - self.committed_shards()
+        failing = sum(shard % FAILING == 0 for shard in left)
+        begun = (self.output / "metadata/plan.json").exists()
+        writes = {"part": len(left), "quarantine": failing, "receipt": len(left), "plan": 0 if begun else 1}
+        receipts = [json.loads(path.read_text()) for path in self.output.glob("metadata/receipts/*.json")]
+        named = {file["path"] for receipt in receipts for file in receipt["files"]}
+        deletes = {
+            kind: sum(
+                str(path.relative_to(self.output)) not in named for path in self.output.glob(f"{folder}/*/part-*")
+            )
+            for kind, folder in {"part": DATA, "quarantine": QUARANTINE}.items()
+        } | {
+            "temporary": len(left) + sum(path.is_file() for path in self.output.glob("metadata/tmp/**/*")),
+        }
+        points = []
+        for name in NAMES:
+            times = deletes if name.endswith("_delete") else writes
+            points += [f"{name}:{nth + 1}" for nth in range(min(12, times.get(name.partition(".")[0], 1)))]
+        return points
+
     def rows(self) -> list[tuple[object, ...]]:
         pattern = f"{self.output}/data/**/*.parquet"
         relation = duckdb.sql(f"SELECT * FROM read_parquet('{pattern}', hive_partitioning=true) ORDER BY _file, _row")
@@ -92,7 +117,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inside = folder / f"shard={unit:02}"
         inside.mkdir()
         texts = [f"text {row} of shard {unit}" + " and more" * (row % 3) for row in range(ROWS_A_UNIT)]
-        texts[3] = "please FAIL" if unit % 5 == 0 else texts[3]
+        texts[3] = "please FAIL" if unit % FAILING == 0 else texts[3]
         pq.write_table(pa.table({"text": texts, "number": list(range(ROWS_A_UNIT))}), inside / "a.parquet")
     return folder
 
@@ -128,7 +153,7 @@ def _run_to_the_end(job: Job, chance: random.Random, kills_left: int) -> int:
     """Kill run after run of one job until one comes to its end; the kills that hit."""
     kills = before = 0
     while True:
-        failpoint, kill = _choose(chance) if kills < kills_left else (None, _nobody)
+        failpoint, kill = _choose(job, chance) if kills < kills_left else (None, _nobody)
         committed, computed = job.committed_shards(), len(job.computed_shards())
         process = job.start(failpoint)
         hit = kill(job, process, chance)
@@ -152,11 +177,11 @@ Kill = Callable[[Job, subprocess.Popen[str], random.Random], bool]
 """Wait for the moment and kill; whether somebody was hit."""
 
 
-def _choose(chance: random.Random) -> tuple[str | None, Kill]:
+def _choose(job: Job, chance: random.Random) -> tuple[str | None, Kill]:
     """A point of a write, or a moment and whom to hit."""
     if chance.random() < 0.5:
-        nth = chance.randint(1, 12)
-        return f"{chance.choice(NAMES)}:{nth}:kill", partial(_at_failpoint, nth)
+        point = chance.choice(job.points_to_come())
+        return f"{point}:kill", partial(_at_failpoint, int(point.rpartition(":")[2]))
     return None, chance.choice([_driver, _worker(r"Map\(|MapWorker|AnnotateBlocks"), _worker(r".")])
 
 

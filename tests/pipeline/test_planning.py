@@ -31,7 +31,7 @@ from pipeline.planning import (
     specs,
     with_gold_of,
 )
-from pipeline.workers import Pools, TrainWorkers, Workers
+from pipeline.workers import Pools, Workers
 
 COUNTING = Path(__file__).parent.parent / "chaos/counting.py"
 WORKERS = Workers(actors=2, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
@@ -319,9 +319,6 @@ def test_a_pool_holds_the_weights_of_its_own_annotations_each_once(two: Callable
         def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
             asked.update(weights_bytes)
             return TWO_POOLS
-
-        def train_workers(self, weights_bytes: int) -> TrainWorkers:
-            raise AssertionError("nobody trains")
 
         def connected(self) -> Any:
             raise AssertionError("a plan needs no Ray")

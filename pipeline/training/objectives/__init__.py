@@ -7,7 +7,7 @@ find("my/objective.py", allow_code=True)  the single concrete Objective of a use
 from pipeline.finder import Finder
 from pipeline.training.objectives.base import Objective, ObjectiveSettings
 
-_finder: Finder[Objective] = Finder(__name__, Objective, ObjectiveSettings, "objective")
+_finder: Finder[Objective] = Finder(__name__, Objective, ObjectiveSettings, "objective")  # type: ignore[type-abstract]
 
 find = _finder.find
 known = _finder.known

@@ -280,4 +280,5 @@ def mask_of(ids: pa.Array | pa.ChunkedArray, width: int) -> npt.NDArray[np.int64
     """1 where one of B lists has a number, 0 where `padded` filled up."""
     lists = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     lengths_B = lists.value_lengths().to_numpy(zero_copy_only=False)
-    return (np.arange(width) < lengths_B[:, None]).astype(np.int64)
+    real_BL: npt.NDArray[np.int64] = (np.arange(width) < lengths_B[:, None]).astype(np.int64)
+    return real_BL

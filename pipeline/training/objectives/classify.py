@@ -8,7 +8,7 @@ objective: {name: classify, class_weights: sqrt}
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class Classify(Objective):
     """Cross entropy of labels, of each label by itself, or squared error."""
 
     needs = "AutoModelForSequenceClassification"
-    figures: Mapping[str, bool] = {"macro_f1": True, "accuracy": True}
+    figures: ClassVar[Mapping[str, bool]] = {"macro_f1": True, "accuracy": True}
 
     class Config(ObjectiveSettings):
         """Which labels weigh more."""
@@ -282,7 +282,7 @@ def problem_of(type_: pa.DataType, label: str) -> Problem:
 
 
 def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def _logits(model: "nn.Module", batch: "dict[str, torch.Tensor]") -> "torch.Tensor":

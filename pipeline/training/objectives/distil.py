@@ -233,7 +233,7 @@ class Distil(Classify):
     def build(self, learned: Learned, training: "TrainingSettings") -> "nn.Module":
         """The student: the job's model, made as small as the options say."""
         from pipeline.training import shrink
-        from pipeline.training.loading import freeze, with_lora
+        from pipeline.training.loading import freeze, head_of, with_lora
 
         whole = training.model_copy(update={"freeze": [], "lora": None})  # parts are named as the student has them
         module = super().build(learned, whole)
@@ -246,7 +246,7 @@ class Distil(Classify):
                 raise JobError("objective.sparsity needs whole weights that are trained: leave sharded and lora out")
             shrink.prune_magnitude(module, self.config.sparsity)
         freeze(module, training.freeze)
-        return module if training.lora is None else with_lora(module, training.lora)
+        return module if training.lora is None else with_lora(module, training.lora, head_of(module))
 
     def batch(self, examples: pa.Table, learned: Learned, random: np.random.Generator) -> "dict[str, torch.Tensor]":  # noqa: ARG002
         """Ids and mask; `target` and `known_B`, which rows have one; `taught_BD`: the teacher's logits from columns."""

@@ -32,14 +32,21 @@ COUNTS = Counts(
     truncated=4,
 )
 TRAINED = {
-    "step": 20, "steps": 30, "tokens": 9000, "padding_tokens": 900, "seconds": 4.5,
+    "step": 20,
+    "steps": 30,
+    "tokens": 9000,
+    "padding_tokens": 900,
+    "seconds": 4.5,
     "history": [{"step": 10, "loss": math.nan, "learning_rate": 1e-3}, {"step": 20, "eval_loss": 0.5}],
 }
 PLAN: dict[str, Any] = {
     "job": {"objective": {"name": "classify"}},
     "model": {"ref": "models/base", "revision": None, "digest": "b1"},
     "units": ["0-6f1c"],
-    "device": "cpu", "dtype": "float32", "max_tokens": 64, "micro_batch_tokens": 1024,
+    "device": "cpu",
+    "dtype": "float32",
+    "max_tokens": 64,
+    "micro_batch_tokens": 1024,
 }
 
 

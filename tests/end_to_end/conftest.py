@@ -82,14 +82,19 @@ def corpusmill(one_ray: OneRay, tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def here(one_ray: OneRay, tmp_path: Path) -> Command:
-    """The same without Ray: for what is decided before it starts."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`corpusmill ARGUMENTS` in this process and the test's own folder: for what is decided before Ray starts."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Answer:
-        one_ray.end()
-        answer = _in_this_process(arguments, tmp_path)
-        assert "starting Ray" not in answer.err, answer.err
-        return answer
+        from jobs.cli import main
+
+        capfd.readouterr()
+        code = main(list(arguments))
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        assert "starting Ray" not in err, err
+        return Answer(code, out, err)
 
     return run
 

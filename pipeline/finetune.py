@@ -257,7 +257,7 @@ def train(run: Run, objective: Objective, learned: Learned, counts: Counts, watc
     examples = Examples.of(run.store, "train", run.names)
     order = Order(examples.lengths_E, settings.batch_rows, settings.seed, settings.group_by_length)
     has_validation = counts.rows.get("validation", 0) > 0
-    schedule = Schedule.of(settings, order.steps_per_epoch, objective.figures, has_validation)
+    schedule = Schedule.of(settings, order.steps_per_epoch, objective.validation_figures(), has_validation)
     work = Work(
         store=run.store,
         job=run.job.document(),

@@ -136,10 +136,11 @@ def with_lora(module: nn.Module, settings: "LoraSettings", head: Sequence[str]) 
         bias="none",
     )
     try:
-        adapted: nn.Module = peft.get_peft_model(module, config)
+        with quietly():
+            adapted: nn.Module = peft.get_peft_model(module, config)
         return adapted
     except ValueError as error:
-        raise JobError(f"training.lora: {error}") from error
+        raise JobError(f"training.lora: targets {settings.targets}: {error}") from error
 
 
 def save(module: Any, tokenizer: Any, folder: str, max_tokens: int) -> None:

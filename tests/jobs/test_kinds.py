@@ -26,7 +26,7 @@ def test_every_kind_has_a_module_that_checks_and_runs_its_jobs(file, kind):
     job = kinds.load(file(f"kind: {kind}\n"))
     assert job.module.__name__ == f"jobs.{kind}"
     assert callable(job.module.run)
-    with pytest.raises(JobError, match="output: this key is missing"):
+    with pytest.raises(JobError, match=f"{'steps' if kind == 'steps' else 'output'}: this key is missing"):
         job.parsed()
 
 

@@ -224,6 +224,10 @@ class Objective(ABC):
         loss = self.loss(model, batch, learned)
         return loss, np.zeros((0, 0))
 
+    def validation_figures(self) -> Mapping[str, bool]:
+        """The figures that `score` finds, the main one first, and whether more of each is better."""
+        return self.figures
+
     def score(self, judged_EK: npt.NDArray[Any], learned: Learned) -> dict[str, float]:  # noqa: ARG002 - a hook
         """The `figures` of a validation, from what `judge` kept of every example."""
         return {}

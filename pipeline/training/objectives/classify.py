@@ -98,6 +98,8 @@ class Classify(Objective):
             return Failure(Reason.BAD_LABEL, f"the label '{self.data.label}' is {label}, no finite number")
         if self.problem == "multi_label_classification" and any(each is None for each in label):
             return Failure(Reason.NULL_LABEL, f"the label '{self.data.label}' holds a null among its labels")
+        if label == "" or (self.problem == "multi_label_classification" and "" in label):
+            return Failure(Reason.BAD_LABEL, f"a label of '{self.data.label}' is the empty text")
         return None
 
     def _target(self, label: Any) -> Any:
@@ -223,6 +225,10 @@ class Classify(Objective):
         else:
             kept = torch.stack([batch["target"], logits_BD[:, 0]], 1)
         return loss, kept.cpu().numpy()
+
+    def validation_figures(self) -> Mapping[str, bool]:
+        """Of values, the mean absolute error."""
+        return {"mae": False} if self.problem == "regression" else self.figures
 
     def score(self, judged_EK: npt.NDArray[Any], learned: Learned) -> dict[str, float]:
         """Accuracy and macro F1 (over the labels that a row wants or gets); of values, the mean absolute error."""

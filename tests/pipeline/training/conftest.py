@@ -114,7 +114,7 @@ def make_work(make_job: MakeJob, encode: Encode) -> MakeWork:
             names=names,
             learned=objective.learned(counts.counted["train"]),
             schedule=Schedule.of(
-                settings, order.steps_per_epoch, objective.figures, counts.rows.get("validation", 0) > 0
+                settings, order.steps_per_epoch, objective.validation_figures(), counts.rows.get("validation", 0) > 0
             ),
             device="cpu",
             threads=1,

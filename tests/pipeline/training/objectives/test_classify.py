@@ -310,3 +310,20 @@ def test_the_prediction_names_the_columns_that_the_classify_task_gives(ready, tr
         assert np.mean([one == set(other) for one, other in zip(said, LABELS[WORDS], strict=True)]) > 0.8
     else:
         assert np.abs(np.array(found["score"].to_pylist()) - np.array(LABELS[NUMBER])).mean() < 0.6
+
+
+def test_an_empty_label_is_none() -> None:
+    """Neither the softmax nor the count of rows knows the empty text."""
+    for label, value in ((pa.string(), ""), (pa.list_(pa.string()), ["games", ""])):
+        objective = Classify(Classify.Config(name="classify"), DataSettings(path="c", text="t", label="l"))
+        objective.check_label(label)
+        failure = objective._fault(value)
+        assert failure is not None
+        assert failure.reason == Reason.BAD_LABEL
+
+
+def test_values_are_chosen_by_their_error() -> None:
+    objective = Classify(Classify.Config(name="classify"), DataSettings(path="c", text="t", label="l"))
+    objective.check_label(pa.float64())
+    assert objective.validation_figures() == {"mae": False}
+    assert objective.score(np.array([[1.0, 2.0], [3.0, 3.5]]), {}) == {"mae": 0.75}

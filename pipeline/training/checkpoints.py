@@ -122,6 +122,12 @@ def _remove(store: Store, step: int) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def sweep(store: Store) -> None:
+    """Remove what processes that were killed while they removed a checkpoint have left."""
+    for left in store.full(TMP).glob("checkpoint-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -85,6 +85,7 @@ def fit(work: Work, workers: TrainWorkers, watcher: Watcher) -> Trained:
         run = f"{_RUNS}/{secrets.token_hex(4)}"
         _train(work, workers, run, watcher)
         shutil.rmtree(work.store.full(run), ignore_errors=True)
+    checkpoints.sweep(work.store)
     return _trained(work)
 
 

@@ -24,7 +24,7 @@ import yaml
 from pipeline.output.failpoints import CHECKPOINT_NAMES
 from tests.pipeline.families import factory
 
-KILLS = int(os.environ.get("CORPUSMILL_TRAINING_KILLS", "3"))
+KILLS = int(os.environ.get("CORPUSMILL_TRAINING_KILLS", "1"))
 SEED = int(os.environ.get("CORPUSMILL_SEED", "20261122"))
 EPOCH_STEPS = 20  # of some 324 training rows
 STEPS, CHECKPOINT_EVERY, VALIDATE_EVERY, KEPT = 60, 4, 15, 3

@@ -31,7 +31,7 @@ def _quarantined(out: Path) -> dict[int, tuple[str, str]]:
 
 
 def test_texts_that_no_model_can_take_and_texts_that_only_look_so(
-    process: Command, job: Job, tmp_path: Path, minilm: Path
+    corpusmill: Command, job: Job, tmp_path: Path, minilm: Path
 ) -> None:
     bad: dict[int, bytes | None] = {
         3: None,
@@ -52,7 +52,7 @@ def test_texts_that_no_model_can_take_and_texts_that_only_look_so(
     }
     embed = {"name": "e", "task": "embed", "text": "text", "model": MINILM, "max_chars": 6_000_000}
     job(_corpus(tmp_path / "corpus", bad | odd), annotations=[embed], limits={"max_quarantined": len(bad)})
-    answer = process("run", "job.yaml", "--json")
+    answer = corpusmill("run", "job.yaml", "--json")
     assert answer.code == 0, answer.err
 
     found = _quarantined(tmp_path / "out")
@@ -73,11 +73,11 @@ def test_texts_that_no_model_can_take_and_texts_that_only_look_so(
     assert good["number"].to_list() == [row for row in range(ROWS) if row not in bad]
     assert good["e_embedding"].null_count() == 0
     assert good.filter(pl.col("e_truncated"))["number"].to_list() == [17]
-    assert process("verify", "out").code == 0
+    assert corpusmill("verify", "out").code == 0
 
 
 def test_a_row_that_fails_stays_with_its_error_where_the_job_says_so_unless_it_kills_its_process(
-    process: Command, job: Job, tmp_path: Path
+    corpusmill: Command, job: Job, tmp_path: Path
 ) -> None:
     bad: dict[int, bytes | None] = {
         10: None,
@@ -88,7 +88,7 @@ def test_a_row_that_fails_stays_with_its_error_where_the_job_says_so_unless_it_k
         61: b"\0",
     }
     job(_corpus(tmp_path / "corpus", bad), {"errors": "keep"}, limits={"max_quarantined": 1})
-    answer = process("run", "job.yaml", "--json")
+    answer = corpusmill("run", "job.yaml", "--json")
     assert answer.code == 0, answer.err
     died = "3 processes died over this unit, the last while it ran this row with nothing beside it"
     assert _quarantined(tmp_path / "out") == {60: ("killed_process", died)}
@@ -103,4 +103,4 @@ def test_a_row_that_fails_stays_with_its_error_where_the_job_says_so_unless_it_k
         61: "control_characters: the text has 1 character, none visible, 1 of them control characters",
     }
     assert kept.filter(pl.col("size_chars").is_null())["number"].to_list() == told["number"].to_list()
-    assert process("verify", "out").code == 0
+    assert corpusmill("verify", "out").code == 0

@@ -58,11 +58,12 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_gate_decides_what_is_promoted_and_the_model_labels_as_it_was_judged(
-    process: Corpusmill, job: Callable[..., str], tmp_path: Path
+    corpusmill: Corpusmill, job: Callable[..., str], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    high = job(gate={"metric": "accuracy", "at_least": 1.5})
-    answer = process("run", high, "--json")
+    in_use = str(tiny("bert", "SequenceClassification", max_tokens=32, labels=list(LABELS)))
+    high = job(gate={"metric": "accuracy", "at_least": 1.5, "not_worse_than": in_use})
+    answer = corpusmill("run", high, "--json")
     assert answer.code == 5, answer.err
     assert "warning: the model is not promoted: accuracy is 0." in answer.err
     summary = answer.summary
@@ -78,15 +79,19 @@ def test_a_gate_decides_what_is_promoted_and_the_model_labels_as_it_was_judged(
     assert not (out / "model").exists()
     assert files(out) == {"checkpoints", "logs", "metadata", "metrics.json", "plots", "predictions"}
     assert files(out / "plots") >= {"training.png", "confusion.png", "reliability.png", "per_class.png"}
-    status = process("status", "out", "--json").summary
+    metrics = json.loads((out / "metrics.json").read_text())
+    ours, theirs = metrics["figures"]["accuracy"]["value"], metrics["gate"]["compared"]["accuracy"]["value"]
+    assert metrics["gate"]["difference"]["accuracy"]["value"] == pytest.approx(ours - theirs)
+    assert any("worse than" in reason for reason in summary["gate"]["reasons"]) == (ours < theirs)
+    status = corpusmill("status", "out", "--json").summary
     assert (status["finished"], status["promoted"], status["step"]) == (True, False, 6)
 
-    again = process("run", high, "--json")
+    again = corpusmill("run", high, "--json")
     assert again.code == 5
     assert "starting Ray" not in again.err
     assert again.summary["metrics"] == summary["metrics"]
 
-    passed = process("run", high, "-o", "gate.at_least=0.0", "--json")
+    passed = corpusmill("run", high, "-o", "gate.at_least=0.0", "-o", "gate.not_worse_than=null", "--json")
     assert passed.code == 0, passed.err
     assert "training:" not in passed.err
     assert passed.summary["metrics"] == summary["metrics"]
@@ -99,7 +104,7 @@ def test_a_gate_decides_what_is_promoted_and_the_model_labels_as_it_was_judged(
         "corpusmill.json",
     }
     assert not (out / "metadata/candidate").exists()
-    verified = process("verify", "out")
+    verified = corpusmill("verify", "out")
     assert verified.code == 0, verified.out
 
     # What an annotate job with the promoted model says is what it was judged by.
@@ -113,7 +118,7 @@ def test_a_gate_decides_what_is_promoted_and_the_model_labels_as_it_was_judged(
         "cluster": {"actors": 1},
     }
     (tmp_path / "annotate.yaml").write_text(yaml.safe_dump(annotate))
-    labels = process("run", "annotate.yaml", "--json")
+    labels = corpusmill("run", "annotate.yaml", "--json")
     assert labels.code == 0, labels.err
     said = labels.summary["annotations"]["said"]
     assert said["digest"] == summary["model"]["digest"]
@@ -129,38 +134,21 @@ def test_a_gate_decides_what_is_promoted_and_the_model_labels_as_it_was_judged(
     for row, text in list(texts.items())[:5]:
         assert classify(text)[0]["label"] == by_row[row]
 
+    # Killed after the promotion and before the manifest: nothing is trained or judged again.
+    manifest = out / "metadata/manifest.json"
+    before = json.loads(manifest.read_text())
+    manifest.unlink()
+    second = corpusmill("run", high, "-o", "gate.at_least=0.0", "-o", "gate.not_worse_than=null", "--json")
+    assert second.code == 0, second.err
+    assert "training:" not in second.err
+    assert "annotating" not in second.err
+    assert second.summary["metrics"] == summary["metrics"]
+    assert json.loads(manifest.read_text()) | {"run_id": 0} == before | {"run_id": 0}
+    refused = corpusmill("run", high, "-o", "training.learning_rate=0.5")
+    assert refused.code == 2
+    assert "training.learning_rate: was 0.001, is now 0.5" in refused.err
+    assert corpusmill("retry", "out").code == 2
+
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-
-
-def test_a_run_that_was_killed_after_its_promotion_is_finished_without_a_second_judgement(
-    process: Corpusmill, job: Callable[..., str], tmp_path: Path
-) -> None:
-    first = process("run", job(), "--json")
-    assert first.code == 0, first.err
-    manifest = tmp_path / "out/metadata/manifest.json"
-    before = json.loads(manifest.read_text())
-    manifest.unlink()
-    second = process("run", job(), "--json")
-    assert second.code == 0, second.err
-    assert "judging" not in second.err
-    assert second.summary["metrics"] == first.summary["metrics"]
-    after = json.loads(manifest.read_text())
-    assert after | {"run_id": 0} == before | {"run_id": 0}
-    refused = process("run", job(), "-o", "training.learning_rate=0.5")
-    assert refused.code == 2
-    assert "training.learning_rate: was 0.001, is now 0.5" in refused.err
-    assert process("retry", "out").code == 2
-
-
-def test_a_model_must_not_be_worse_than_the_one_in_use(
-    process: Corpusmill, job: Callable[..., str], tiny: Callable[..., Path], tmp_path: Path
-) -> None:
-    in_use = str(tiny("bert", "SequenceClassification", max_tokens=32, labels=list(LABELS)))
-    answer = process("run", job(gate={"metric": "macro_f1", "not_worse_than": in_use}), "--json")
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    ours, theirs = metrics["figures"]["macro_f1"]["value"], metrics["gate"]["compared"]["macro_f1"]["value"]
-    assert answer.code == (0 if ours >= theirs else 5), answer.err
-    assert answer.summary["gate"]["passed"] == (ours >= theirs)
-    assert metrics["gate"]["difference"]["macro_f1"]["value"] == pytest.approx(ours - theirs)

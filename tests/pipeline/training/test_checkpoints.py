@@ -120,3 +120,13 @@ def test_whoever_dies_half_way_leaves_whole_checkpoints_alone(
     assert there
     for step in there:
         assert len(list(checkpoints.folder_of(store, step).rglob("*"))) == 3
+
+
+def test_what_a_killed_process_was_removing_is_swept(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    left = tmp_path / "metadata/tmp/checkpoint-0f0f"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").touch()
+    (tmp_path / "metadata/tmp/other").touch()
+    checkpoints.sweep(store)
+    assert [each.name for each in (tmp_path / "metadata/tmp").iterdir()] == ["other"]

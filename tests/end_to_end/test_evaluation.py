@@ -60,7 +60,7 @@ def labeled(tmp_path: Path) -> str:
 
 
 def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
-    process: Corpusmill, tiny: Callable[..., Path], labeled: str, tmp_path: Path
+    corpusmill: Corpusmill, tiny: Callable[..., Path], labeled: str, tmp_path: Path
 ) -> None:
     model = str(tiny("bert", "SequenceClassification", max_tokens=64, labels=LABELS))
     job = write_job(
@@ -73,7 +73,7 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
         output={"path": "models/evaluation"},
         cluster={"actors": 1},
     )
-    answer = process("run", job, "--json")
+    answer = corpusmill("run", job, "--json")
     assert answer.code == 0, answer.err
     assert set(answer.summary) == {
         *("run_id", "output", "metrics", "baselines", "rows"),
@@ -93,7 +93,7 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
     assert {"scikit-learn", "torch", "corpusmill"} <= set(report["versions"])
     for picture in ("confusion", "reliability", "per_class"):
         assert (tmp_path / f"models/evaluation/plots/{picture}.png").read_bytes().startswith(b"\x89PNG")
-    assert process("verify", "models/evaluation/predictions").code == 0
+    assert corpusmill("verify", "models/evaluation/predictions").code == 0
 
     annotate = write_job(
         tmp_path / "annotate.yaml",
@@ -104,7 +104,7 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
         limits={"max_quarantined": 1.0},
         cluster={"actors": 1},
     )
-    labelled = process("run", annotate, "--json")
+    labelled = corpusmill("run", annotate, "--json")
     assert labelled.code == 0, labelled.err
     found = labelled.summary["annotations"]["topic"]["metrics"]
     assert found["accuracy"]["value"] == accuracy["value"]
@@ -113,7 +113,7 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
     right = sum(row["about"]["section"] == row["topic_label"] for row in rows)
     assert accuracy["value"] == pytest.approx(right / 38)
 
-    again = process("run", job)
+    again = corpusmill("run", job)
     assert again.code == 0, again.err
     assert (tmp_path / "models/evaluation/metrics.json").read_bytes() == written
     shown = again.out.splitlines()
@@ -124,7 +124,7 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
     assert "unknown    2 rows of labels that the model has not: unseen" in shown
     assert shown[-1] == "next       corpusmill verify models/evaluation/predictions"
 
-    changed = process("run", job, "-o", "data.text=source")
+    changed = corpusmill("run", job, "-o", "data.text=source")
     assert changed.code == 2
     assert "data.text: was 'body', is now 'source'" in changed.err
 
@@ -164,16 +164,16 @@ def test_gold_is_measured_after_the_run_and_again_after_a_retry_or_when_it_is_na
     assert process("verify", "out").code == 0
 
 
-def test_gold_that_is_null_everywhere_ends_no_run(process: Corpusmill, job: Job, tmp_path: Path) -> None:
+def test_gold_that_is_null_everywhere_ends_no_run(corpusmill: Corpusmill, job: Job, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (tmp_path / "judged.py").write_text(COUNTING.read_text() + JUDGED)
     pq.write_table(pa.table({"text": ["a"], "kind": pa.array([None], pa.string())}), corpus / "part-0.parquet")
-    answer = process("run", job(corpus, {"task": "judged.py", "gold": "kind"}), "--json")
+    answer = corpusmill("run", job(corpus, {"task": "judged.py", "gold": "kind"}), "--json")
     assert answer.code == 0, answer.err
     assert "annotation 'size': gold: there is nothing to measure; kind is null: 1" in answer.err
     assert "metrics" not in answer.summary["annotations"]["size"]
-    assert process("verify", "out").code == 0
+    assert corpusmill("verify", "out").code == 0
 
 
 EVALUATION: dict[str, Any] = {

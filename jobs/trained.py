@@ -24,6 +24,8 @@ def trained(summary: Mapping[str, Any]) -> RenderableType:
     """What a fine-tuning did and where its model is, from its `--json` object."""
     output = str(summary["output"]).rstrip("/")
     told = [("rows", _rows(summary["rows"])), ("steps", _steps(summary)), ("gate", _gate(summary["gate"]))]
+    if "speed" in summary:
+        told.append(("speed", f"{summary['speed']['ratio']:.2f} times the tokens/s of the model that taught it"))
     if summary["promoted"]:
         model = summary["model"]
         told += [

@@ -24,14 +24,15 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from pipeline.corpus.apart import check_apart
-from pipeline.corpus.column import find_dotted
 from pipeline.corpus.source import CorpusSettings, open_corpus
-from pipeline.errors import CorpusError, OutputError
+from pipeline.errors import OutputError
 from pipeline.evaluate import TEXT, Baselines, Evaluated, annotate_job, evaluate
 from pipeline.gold import check_libraries
 from pipeline.job import AnnotateJob
 from pipeline.metrics import baselines, plots
 from pipeline.metrics.base import Measured
+from pipeline.models.inspection import window_of
+from pipeline.models.reference import pin
 from pipeline.output.layout import PLAN
 from pipeline.output.planfile import differences
 from pipeline.output.storage import Store
@@ -82,7 +83,7 @@ class EvaluateJob(Settings):
         """What must not change on an output, in canonical form."""
         own = self.objective.name
         code = {"code": hashlib.sha256(Path(own).read_bytes()).hexdigest()} if own.endswith(".py") else {}
-        return self.model_dump(mode="json", exclude={"output"}) | code
+        return self.model_dump(mode="json", include=set(EvaluateJob.model_fields) - {"output"}) | code
 
     @property
     def corpus(self) -> CorpusSettings:
@@ -143,16 +144,17 @@ def predictions_of(job: EvaluateJob) -> AnnotateJob:
 def predicted_by(job: EvaluateJob) -> Prediction:
     """How an annotate job says what the objective trains a model to say.
 
-    Raises CorpusError: the label column is not there, or of a type that the objective can make nothing of.
+    Raises CorpusError: the label column is not there, or of a type that the objective can make nothing of; ModelError:
+    the objective has to ask the model's tokenizer, and cannot.
     """
     kind = objectives.find(job.objective.name, allow_code=job.allow_code)
     objective: Objective = kind(job.objective, job.data)
-    if job.data.label is not None:
-        try:
-            label = find_dotted(open_corpus(job.corpus).schema, job.data.label)
-        except CorpusError as error:
-            raise CorpusError(f"data.label: {error}") from error
-        objective.check_label(label.type)
+    objective.look_at(open_corpus(job.corpus).schema)
+    if objective.asks_tokenizer:
+        from pipeline.models.loading import prepared_tokenizer
+
+        model = pin(job.model)
+        objective.start(prepared_tokenizer(model, 1), model, window_of(Path(model.folder), model.config))
     return objective.prediction(NAME)
 
 

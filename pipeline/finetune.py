@@ -19,8 +19,8 @@ from pipeline.corpus.apart import check_apart
 from pipeline.errors import CorpusError, Interrupted, JobError, OutputError
 from pipeline.models.device import default_budget, resolve_dtype
 from pipeline.models.digest import digest_of, file_digests
-from pipeline.models.inspection import positions_tokens, window_tokens
-from pipeline.models.reference import PinnedModel, pin
+from pipeline.models.inspection import positions_tokens, window_of
+from pipeline.models.reference import ModelSettings, PinnedModel, pin
 from pipeline.output.layout import MANIFEST, PLAN, check_output
 from pipeline.output.lease import Lease
 from pipeline.output.planfile import differences
@@ -45,9 +45,6 @@ NOT_PROMOTED = 5
 
 _JUDGING: tuple[Subset, ...] = ("validation", "test")
 """The subsets that judge a model."""
-
-DEFAULT_MAX_TOKENS = 512
-"""Tokens of a text where neither job nor model say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +90,10 @@ def finetune(job: FinetuneJob, cluster: TrainCluster, watcher: Watcher, began: f
         check_apart(settings, store.root)
     check_output(store.root)
     model = pin(job.model)
-    training_rows.objective_of(job).check_model(model)
     rows, notes = plan_rows(job)
-    report.check(job, training_rows.objective_over(job, rows[0].read.schema))
+    objective = training_rows.objective_over(job, rows[0].read.schema)
+    objective.check_model(model)
+    report.check(job, objective)
     workers = cluster.train_workers(model.weights_bytes)
     plan = _plan(job, model, rows, workers)
     with Lease.acquire(store, run_id := new_run_id()):
@@ -160,7 +158,7 @@ def _window(job: FinetuneJob, model: PinnedModel) -> int:
     asked, bound = job.training.max_tokens, positions_tokens(model.config)
     if asked is not None and bound is not None and asked > bound:
         raise JobError(f"training.max_tokens: {asked} is more than the {bound} positions of {model.ref!r}")
-    return asked or window_tokens(Path(model.folder), model.config) or DEFAULT_MAX_TOKENS
+    return asked or window_of(Path(model.folder), model.config)
 
 
 def _pinned(store: Store, plan: dict[str, Any]) -> dict[str, Any]:
@@ -341,6 +339,13 @@ def _judged(
     verdict = judged(run.job.gate, found.figures, compared)
     digest = digest_of(file_digests(Path(candidate)))
     metrics = report.metrics(run.job, run.plan, counts, trained, found, verdict, digest)
+    if (larger := objective.larger()) is not None:
+        from pipeline.training.shrink import gain
+
+        watcher.phase("timing the model beside the one that taught it")
+        examples = Examples.of(run.store, "train", run.names)
+        gained = gain(pin(ModelSettings(ref=candidate)), larger, objective.needs, examples, run.plan["device"])
+        metrics["speed"] = gained.to_json()
     report.draw(run.store, trained, found)
     run.store.write(METRICS, json.dumps(metrics, indent=1, allow_nan=False).encode())
     return metrics
@@ -374,5 +379,6 @@ def _outcome(run: Run, manifest: Mapping[str, Any], tables: Mapping[str, Any]) -
         "best_step": training["best_step"],
         "model": {"ref": f"{run.job.output.path.rstrip('/')}/{MODEL}", **manifest["model"]},
         "gate": {name: manifest["gate"][name] for name in ("passed", "metric", "value", "reasons")},
+        **({"speed": manifest["speed"]} if "speed" in manifest else {}),
     }
     return Outcome(summary, manifest, tables, 0 if manifest["promoted"] else NOT_PROMOTED, tuple(run.notes))

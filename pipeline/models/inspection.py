@@ -48,6 +48,9 @@ _OFFSET_POSITIONS = frozenset(
 )
 # Families whose config counts positions by GPT's word; T5 has the word too, but no bound.
 _COUNTED_AS_N_POSITIONS = frozenset({"codegen", "ctrl", "gpt2", "gpt_bigcode", "gptj", "openai-gpt"})
+DEFAULT_WINDOW_TOKENS = 512
+"""Tokens read at once where neither the job nor the model says."""
+
 _NO_WINDOW_TOKENS = 10**9  # transformers writes 1e30 where a tokenizer has no limit
 
 _POOLING_NAMES: Mapping[str, Pooling] = {
@@ -156,6 +159,11 @@ def window_tokens(folder: Path, config: Mapping[str, Any]) -> int | None:
     own = sentence if sentence is not None else tokenizer
     bounds = [own, positions_tokens(config)]
     return min((int(bound) for bound in bounds if bound is not None and 0 < bound < _NO_WINDOW_TOKENS), default=None)
+
+
+def window_of(folder: Path, config: Mapping[str, Any]) -> int:
+    """The model's own window in tokens, or `DEFAULT_WINDOW_TOKENS`."""
+    return window_tokens(folder, config) or DEFAULT_WINDOW_TOKENS
 
 
 def positions_tokens(config: Mapping[str, Any]) -> int | None:

@@ -30,14 +30,14 @@ import pyarrow as pa
 
 from pipeline import labels
 from pipeline.errors import JobError, ModelError
-from pipeline.models.inspection import positions_tokens, task_of_head, window_tokens
+from pipeline.models.inspection import positions_tokens, task_of_head, window_of
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure, Reason
 from pipeline.tasks._chat import ChatTemplate, filled, inputs_of, read
 from pipeline.tasks._choices import Choices, softmax
 from pipeline.tasks._generate import DEFAULT_NEW_TOKENS, GenerateSettings
 from pipeline.tasks.base import Annotation, ColumnInput, Comparison, Input, TextInput, Texts
-from pipeline.tasks.window import DEFAULT_WINDOW_TOKENS, WindowTask
+from pipeline.tasks.window import WindowTask
 from pipeline.tasks.writer import DECODING
 from pipeline.text.tokens import Ids, Tokens
 
@@ -95,7 +95,7 @@ class Generate(WindowTask):
         """Divide the window between the prompt and an answer of so many tokens. Raises JobError: it does not fit."""
         place, asked = f"annotation {self.config.name!r}", self.config.max_tokens
         positions = positions_tokens(self.pinned.config)
-        own = window_tokens(Path(self.pinned.folder), self.pinned.config) or DEFAULT_WINDOW_TOKENS
+        own = window_of(Path(self.pinned.folder), self.pinned.config)
         self._new_tokens = new_tokens
         if asked is not None:
             if positions is not None and asked + new_tokens > positions:

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.errors import JobError, ModelError
-from pipeline.models.inspection import positions_tokens, window_tokens
+from pipeline.models.inspection import positions_tokens
+from pipeline.models.inspection import window_of as own_window
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import AnnotationSettings, Task, Texts
@@ -25,9 +26,6 @@ from pipeline.text.tokens import TextTokenizer, Tokenized, Tokens
 if TYPE_CHECKING:
     from pipeline.models.engine import AboutToRun, Padded
     from pipeline.models.loading import LoadedModel
-
-DEFAULT_WINDOW_TOKENS = 512
-"""Where neither the model nor its tokenizer knows a limit."""
 
 
 class WindowSettings(AnnotationSettings):
@@ -193,5 +191,4 @@ def window_of(config: AnnotationSettings, pinned: PinnedModel) -> int:
             f"annotation {config.name!r}: max_tokens: {asked} is more than the {bound} positions of "
             f"{pinned.ref!r}; for longer texts there is `long_text: windows`"
         )
-    own = window_tokens(Path(pinned.folder), pinned.config)
-    return asked or own or DEFAULT_WINDOW_TOKENS
+    return asked or own_window(Path(pinned.folder), pinned.config)

@@ -53,6 +53,9 @@ _LOST = re.compile(r"\bgloo\b|connection (closed|reset) by peer|nccl communicato
 _SECONDS_TO_END = 10.0
 """How long a run whose worker has told of an error may take to end by itself."""
 
+_SECONDS_BETWEEN_WORDS = 10.0
+"""How often it is told how far a training is."""
+
 _QUICKLY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a death is noticed so soon; by default after two seconds
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the node's death is a death like any other
@@ -172,12 +175,12 @@ def _end_of(trainer: TorchTrainer, work: Work, run: str, watcher: Watcher) -> Ba
 
 def _watch(work: Work, run: str, thread: threading.Thread, watcher: Watcher) -> None:
     """Say how far the workers are, as the first of them writes it down, until they have ended or told of an error."""
-    told, failed_at = None, None
+    told, spoke_at, failed_at = None, -_SECONDS_BETWEEN_WORDS, None
     while thread.is_alive() and (failed_at is None or time.monotonic() < failed_at + _SECONDS_TO_END):
         thread.join(0.5)
         content = work.store.find(PROGRESS)
-        if content is not None and content != told:
-            told = content
+        if content is not None and content != told and time.monotonic() >= spoke_at + _SECONDS_BETWEEN_WORDS:
+            told, spoke_at = content, time.monotonic()
             with suppress(ValueError, KeyError):  # half-written
                 watcher.phase(_progress(json.loads(content)))
         if failed_at is None and work.store.exists(f"{run}/fault.json"):

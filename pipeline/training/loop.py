@@ -92,8 +92,8 @@ class Step:
     """What one rank computes of one optimizer step."""
 
     micros: list[Micro]
-    tokens: int
-    padding_tokens: int
+    tokens: int  # of all ranks
+    padding_tokens: int  # of this one
 
 
 class _Numbers(Dataset[int]):
@@ -238,9 +238,10 @@ class _Loop:
         random = np.random.default_rng([self.job.training.seed, number, self.rank])
         weight = float(self.train.weights_E[rows_B].sum())
         mine = shared_out(rows_B, self.train.lengths_E, self.ranks)[self.rank]
+        tokens = int(self.train.lengths_E[rows_B].sum())
         if len(mine) == 0:
             tensors = self._tensors(self.train, rows_B[:1], random)
-            return Step([Micro(tensors, 0.0)], 0, 0)
+            return Step([Micro(tensors, 0.0)], tokens, 0)
         lengths = self.train.lengths_E[mine]
         batches = (
             [np.arange(len(mine))]
@@ -249,7 +250,7 @@ class _Loop:
         )
         scale = self.ranks / weight  # the ranks' gradients are averaged, and a step's loss is their sum
         micros = [Micro(self._tensors(self.train, mine[batch], random), scale) for batch in batches]
-        return Step(micros, int(lengths.sum()), padding(lengths, batches))
+        return Step(micros, tokens, padding(lengths, batches))
 
     def note(self, number: int, rows: list[int]) -> None:
         """Write down that a step begins."""
@@ -289,13 +290,13 @@ class _Loop:
             dist.barrier()
 
     def sums(self) -> dict[str, float]:
-        """What all steps came to, those of earlier attempts too; the ranks have like shares."""
-        mine = {"tokens": self.tokens, "padding_tokens": self.padding_tokens}
-        seconds = time.monotonic() - self.began
-        before = self.before
-        return {name: value * self.ranks + before.get(name, 0) for name, value in mine.items()} | {
-            "seconds": seconds + before.get("seconds", 0.0)
+        """What all steps came to, those of earlier attempts too; of padding the ranks have like shares."""
+        now = {
+            "tokens": self.tokens,
+            "padding_tokens": self.padding_tokens * self.ranks,
+            "seconds": time.monotonic() - self.began,
         }
+        return {name: value + self.before.get(name, 0) for name, value in now.items()}
 
     def _tensors(
         self, examples: Examples, rows_B: npt.NDArray[np.intp], random: np.random.Generator
@@ -390,10 +391,8 @@ class _Calls(transformers.TrainerCallback):
         schedule = self._loop.work.schedule
         control.should_evaluate = schedule.validates(state.global_step) and len(self._loop.validation) > 0
         control.should_save = schedule.saves(state.global_step)
-        if (
-            control.should_save
-        ):  # the log's means begin anew at each checkpoint, so a run that goes on has the same ones
-            control.should_log = True
+        # The log's means begin anew at each checkpoint, so that a run that goes on has the same ones.
+        control.should_log = control.should_log or control.should_save
         if state.global_step >= schedule.steps:
             control.should_training_stop = True
         return control
@@ -414,7 +413,7 @@ class _Calls(transformers.TrainerCallback):
             "step": state.global_step,
             "steps": loop.work.schedule.steps,
             "loss": (logs or {}).get("loss"),
-            "tokens_per_second": loop.tokens * loop.ranks / max(1e-9, time.monotonic() - loop.began),
+            "tokens_per_second": loop.tokens / max(1e-9, time.monotonic() - loop.began),
         }
         loop.work.store.mark(PROGRESS, json.dumps(told).encode())
 

@@ -5,7 +5,8 @@ metrics(…)                              -> metrics.json:
   {"kind": "finetune", "model": {"digest": "53aa…"}, "base": {"ref": "wheel:…"}, "data": {"fingerprint": "9f0c…"},
    "rows": {"train": 12288, …}, "training": {"steps": 1536, "best_step": 1152, "history": […], …},
    "main": "accuracy", "figures": {"accuracy": {"value": 0.766, "low": 0.753, …}, …}, "tables": {…},
-   "baselines": {"majority": {…}}, "compared": {…}, "gate": {"passed": true, …}, "versions": {…}}
+   "baselines": {"majority": {…}}, "gate": {"passed": true, …}, "versions": {…}}
+  and of a smaller model made from a larger one: "speed": {"ratio": 1.7, …}, with "teacher" among the baselines
 """
 
 import hashlib
@@ -39,6 +40,9 @@ NAME = "predicted"
 
 COMPARED = "metadata/compared"
 """Where other models' predictions of the test rows lie, by their digests."""
+
+TEACHER = "teacher"
+"""The larger model that a smaller one is made from, among the baselines."""
 
 UNTRAINED = "untrained"
 """The model before it was trained, among the baselines."""
@@ -131,6 +135,9 @@ def judge(
             beside[UNTRAINED] = ask(job.model, f"{COMPARED}/{UNTRAINED}").measured
         except JobError as error:  # a model whose head was made for this training has nothing to say without it
             notes.append(f"there is no baseline '{UNTRAINED}': {error}")
+    if (larger := objective.larger()) is not None:
+        watcher.phase(f"judging {larger.ref}, which taught it")
+        beside[TEACHER] = ask(ModelSettings(ref=larger.folder), f"{COMPARED}/{larger.digest[:16]}").measured
     compared = None
     if job.gate is not None and job.gate.not_worse_than is not None:
         watcher.phase(f"judging {job.gate.not_worse_than.ref}")

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.corpus.column import find_dotted
 from pipeline.corpus.plan import Fragment, Unit, UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan, UnitReader
 from pipeline.corpus.source import CorpusSettings, open_corpus
@@ -127,12 +126,7 @@ def objective_of(job: FinetuneJob) -> Objective:
 def objective_over(job: FinetuneJob, schema: pa.Schema) -> Objective:
     """The objective, which knows the type of its label column. Raises CorpusError: no such column, or a wrong type."""
     objective = objective_of(job)
-    if job.data.label is not None:
-        try:
-            label = find_dotted(schema, job.data.label)
-        except CorpusError as error:
-            raise CorpusError(f"data.label: {error}") from error
-        objective.check_label(label.type)
+    objective.look_at(schema)
     return objective
 
 

@@ -20,13 +20,20 @@ import torch
 from torch import nn
 
 from pipeline.errors import JobError, ModelError
+from pipeline.models.device import default_budget, resolve_dtype
+from pipeline.models.reference import PinnedModel
+from pipeline.workers import Device
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
     from pipeline.text.tokens import Ids
+    from pipeline.training.examples import Examples
 
 _NEURONS = ("intermediate_size", "hidden_dim")
 """What families call the width of the feed-forward part in config.json."""
+
+TIMED_TEXTS = 256
+"""Training texts on which two models are timed."""
 
 ROUNDS = 5
 """Times that a comparison of speed goes over its texts with each model."""
@@ -210,6 +217,27 @@ class Gain:
             "before": round(self.before, 1),
             "ratio": round(self.ratio, 3),
         }
+
+
+def gain(candidate: PinnedModel, larger: PinnedModel, needs: str, examples: "Examples", device: Device) -> Gain:
+    """How many times as fast as the larger model a candidate is, timed on some of the training texts.
+
+    Both compute as an annotate job's actor would: on one thread of a CPU, or on a GPU where this machine has one.
+    """
+    from pipeline.models.loading import load
+
+    here: Device = "cuda" if device == "cuda" and torch.cuda.is_available() else "cpu"
+    rows = np.linspace(0, len(examples) - 1, min(len(examples), TIMED_TEXTS)).astype(np.intp)
+    ids_P = [np.array(ids, np.int32) for ids in examples.rows(rows)["input_ids"].to_pylist()]
+    threads = torch.get_num_threads()
+    try:
+        small, large = (
+            load(each, needs, resolve_dtype("auto", here), here, 1, default_budget(here))
+            for each in (candidate, larger)
+        )
+        return speed_beside(small, large, ids_P)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def speed_beside(small: "LoadedModel", large: "LoadedModel", ids_P: "Sequence[Ids]", rounds: int = ROUNDS) -> Gain:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class TextsObjective(TokenObjective):
     """Texts in, examples of tokens out; what is a target, a subclass says."""
 
+    asks_tokenizer = True
+
     class Config(ObjectiveSettings):
         """How texts become examples."""
 

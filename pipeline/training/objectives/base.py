@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import JobError
+from pipeline.corpus.column import find_dotted
+from pipeline.errors import CorpusError, JobError
 from pipeline.models.reference import PinnedModel
 from pipeline.quarantine import Failure
 from pipeline.settings import Settings
@@ -84,6 +85,9 @@ class Objective(ABC):
     needs: ClassVar[str]
     """The transformers auto class of the model, or `own module` for one that `build` makes."""
 
+    asks_tokenizer: ClassVar[bool] = False
+    """Whether `prediction` depends on the model's tokenizer, so that `start` comes before it."""
+
     whole_batch: ClassVar[bool] = False
     """Whether the rows of a worker's share of a step must be computed together: they are each other's negatives."""
 
@@ -103,6 +107,15 @@ class Objective(ABC):
         if self.data.label is not None:
             found["label"] = ColumnInput(self.data.label)
         return found
+
+    def look_at(self, schema: pa.Schema) -> None:
+        """Learn of which type the label is. Raises CorpusError: there is no such column, or nothing is made of it."""
+        if isinstance(wanted := self.inputs().get("label"), ColumnInput):
+            try:
+                found = find_dotted(schema, wanted.path)
+            except CorpusError as error:
+                raise CorpusError(f"data.label: {error}") from error
+            self.check_label(found.type)
 
     def check_label(self, type_: pa.DataType) -> None:
         """Raise CorpusError where the label column has a type that this objective can make nothing of."""
@@ -247,6 +260,10 @@ class Objective(ABC):
     @abstractmethod
     def prediction(self, name: str) -> Prediction:
         """How an annotate job with the trained model answers, under annotations named after `name`."""
+
+    def larger(self) -> PinnedModel | None:
+        """A model that says the same and is larger: what this one costs in figures and gains in speed is told."""
+        return None
 
     def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:  # noqa: ARG002 - a hook
         """Tables in the prediction's columns, of methods that anybody would think of first: `{"majority": …}`.

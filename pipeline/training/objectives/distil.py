@@ -361,6 +361,10 @@ class Distil(Classify):
 
     # ------------------------------------------------------------------------------------------------------ promoting
 
+    def larger(self) -> PinnedModel | None:
+        """The teacher that runs beside the student."""
+        return None if self.config.scores is not None else self.teacher
+
     def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
         """Those of classify, where a training row has a label."""
         return super().baselines(learned, gold) if learned["rows"] else {}

@@ -53,6 +53,8 @@ _NAME = "seq2seq"
 class Seq2Seq(TokenObjective):
     """Cross entropy of the target's tokens, each given those before it."""
 
+    asks_tokenizer = True
+
     needs = "AutoModelForSeq2SeqLM"
 
     class Config(ObjectiveSettings):

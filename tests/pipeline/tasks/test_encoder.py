@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from transformers import AutoModel, AutoTokenizer
 
 from pipeline.errors import JobError, ModelError
+from pipeline.models.inspection import DEFAULT_WINDOW_TOKENS
 from pipeline.quarantine import Reason
 from pipeline.tasks.base import Texts
 from pipeline.tasks.embed import Embed
-from pipeline.tasks.window import DEFAULT_WINDOW_TOKENS
 from pipeline.tasks.zero_shot import ZeroShot
 
 POISON = "jt"

@@ -97,7 +97,7 @@ class TrainClusterSettings(ClusterSettings):
         | None
     ) = None
     """Workers of the training; [least, most]: as many as find a place, and it goes on with fewer. Default: one for each
-    GPU; without GPUs one for each CPU, at most 4."""
+    GPU; without GPUs one for every 8 CPUs of a machine."""
 
     cpus_per_worker: float | None = Field(default=None, ge=0.0001, le=1024)
     """CPUs of one worker, and so its threads. Default: the machine's CPUs, shared evenly; beside a GPU 1."""
@@ -174,9 +174,9 @@ def place(
     }
 
 
-CPU_WORKERS = 4
-"""Workers of a training without GPUs, where the job does not say: two of one thread did half as much again as one of
-two, and each sends all gradients to the others at every step."""
+CPUS_OF_A_WORKER = 8
+"""CPUs of a worker of a training without GPUs, where the job does not say: each sends all gradients to the others at
+every step, and keeps a whole optimizer. One worker of two threads trained a tenth to a third more than two of one."""
 
 TRAIN_FACTOR = 5
 """A worker's memory beside the model's float32 weights: gradients, two moments, and as much again for activations."""
@@ -192,8 +192,8 @@ def place_workers(settings: TrainClusterSettings, nodes: Sequence[Node], weights
         gpus = 1 if any(node.gpus >= 1 for node in nodes) else 0
     asked = settings.workers
     if asked is None:
-        there = int(sum(node.gpus if gpus else node.cpus for node in nodes))
-        least, most = 1, there if gpus else max(1, min(there, CPU_WORKERS))
+        there = sum(node.gpus for node in nodes) if gpus else sum(node.cpus // CPUS_OF_A_WORKER for node in nodes)
+        least, most = 1, max(1, int(there))
     else:
         least, most = (asked, asked) if isinstance(asked, int) else asked
     shares = settings.cpus_per_worker

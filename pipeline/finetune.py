@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.annotate import new_run_id
 from pipeline.corpus.apart import check_apart
 from pipeline.errors import CorpusError, Interrupted, JobError, OutputError
-from pipeline.models.device import default_budget, resolve_dtype
+from pipeline.models.device import resolve_dtype, training_budget
 from pipeline.models.digest import digest_of, file_digests
 from pipeline.models.inspection import positions_tokens, window_of
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
@@ -95,7 +95,7 @@ def finetune(job: FinetuneJob, cluster: TrainCluster, watcher: Watcher, began: f
     objective.check_model(model)
     report.check(job, objective)
     workers = cluster.train_workers(model.weights_bytes)
-    plan = _plan(job, model, rows, workers)
+    plan = _plan(job, model, objective.larger(model), rows, workers)
     with Lease.acquire(store, run_id := new_run_id()):
         plan = _pinned(store, plan)
         run = Run(job, store, model, rows, plan, workers, run_id, began, list(notes))
@@ -137,7 +137,9 @@ def _finished(run: Run) -> Outcome | None:
 # -------------------------------------------------------------------------------------------------------------- plan
 
 
-def _plan(job: FinetuneJob, model: PinnedModel, rows: tuple[Rows, ...], workers: TrainWorkers) -> dict[str, Any]:
+def _plan(
+    job: FinetuneJob, model: PinnedModel, larger: PinnedModel | None, rows: tuple[Rows, ...], workers: TrainWorkers
+) -> dict[str, Any]:
     """What must not change while this output is made, and what a resumed run takes from the first."""
     return {
         "kind": "finetune",
@@ -145,9 +147,10 @@ def _plan(job: FinetuneJob, model: PinnedModel, rows: tuple[Rows, ...], workers:
         "corpusmill": version("corpusmill"),
         "job": job.pinned(),
         "model": {"ref": model.ref, "revision": model.revision, "digest": model.digest},
+        "teacher": None if larger is None else {"ref": larger.ref, "digest": larger.digest},
         "units": [f"{source}-{unit.id}" for source, each in enumerate(rows) for unit in each.units],
         "max_tokens": _window(job, model),
-        "micro_batch_tokens": job.training.micro_batch_tokens or default_budget(workers.device),
+        "micro_batch_tokens": job.training.micro_batch_tokens or training_budget(workers.device),
         "device": workers.device,
         "dtype": resolve_dtype(job.training.dtype, workers.device),
         "threads": workers.threads,
@@ -175,6 +178,8 @@ def _pinned(store: Store, plan: dict[str, Any]) -> dict[str, Any]:
         told.append(
             f"model {plan['model']['ref']}: its digest was {old['model']['digest']}, is {plan['model']['digest']}"
         )
+    if not told and old["teacher"] != plan["teacher"]:
+        told.append(f"teacher: it was {old['teacher']}, is {plan['teacher']}")
     if not told and old["units"] != plan["units"]:
         told.append("data: files came, went or changed since this output was begun")
     if old["device"] != plan["device"]:
@@ -339,7 +344,7 @@ def _judged(
     verdict = judged(run.job.gate, found.figures, compared)
     digest = digest_of(file_digests(Path(candidate)))
     metrics = report.metrics(run.job, run.plan, counts, trained, found, verdict, digest)
-    if (larger := objective.larger()) is not None:
+    if (larger := objective.larger(run.model)) is not None:
         from pipeline.training.shrink import gain
 
         watcher.phase("timing the model beside the one that taught it")

@@ -135,7 +135,7 @@ def judge(
             beside[UNTRAINED] = ask(job.model, f"{COMPARED}/{UNTRAINED}").measured
         except JobError as error:  # a model whose head was made for this training has nothing to say without it
             notes.append(f"there is no baseline '{UNTRAINED}': {error}")
-    if (larger := objective.larger()) is not None:
+    if (larger := objective.larger(objective.model)) is not None:
         watcher.phase(f"judging {larger.ref}, which taught it")
         beside[TEACHER] = ask(ModelSettings(ref=larger.folder), f"{COMPARED}/{larger.digest[:16]}").measured
     compared = None

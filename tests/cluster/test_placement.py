@@ -239,11 +239,13 @@ def test_whatever_is_placed_fits_at_once_with_an_actor_in_each_pool(
 # --------------------------------------------------------------------------------------------------------- to train
 
 
-def test_without_gpus_there_is_a_worker_for_each_cpu_but_few() -> None:
+def test_without_gpus_there_is_a_worker_for_every_8_cpus() -> None:
     workers = place_workers(TrainClusterSettings(), [LAPTOP], MINILM_BYTES)
-    assert (workers.count, workers.least, workers.threads, workers.device) == (4, 4, 2, "cpu")
+    assert (workers.count, workers.least, workers.threads, workers.device) == (1, 1, 8, "cpu")
     two = place_workers(TrainClusterSettings(), [Node(cpus=2, gpus=0, memory_bytes=24 * GIB)], MINILM_BYTES)
-    assert (two.count, two.threads, two.resources) == (2, 1, {"CPU": 1.0})
+    assert (two.count, two.threads, two.resources) == (1, 2, {"CPU": 2.0})
+    several = place_workers(TrainClusterSettings(), [Node(cpus=16, gpus=0, memory_bytes=64 * GIB)] * 2, MINILM_BYTES)
+    assert (several.count, several.threads) == (4, 8)
 
 
 def test_with_gpus_there_is_a_worker_for_each() -> None:
@@ -252,7 +254,7 @@ def test_with_gpus_there_is_a_worker_for_each() -> None:
 
 
 def test_as_many_workers_as_there_is_memory_for() -> None:
-    tight = Node(cpus=8, gpus=0, memory_bytes=int(2.5 * GIB))
+    tight = Node(cpus=32, gpus=0, memory_bytes=int(2.5 * GIB))
     assert place_workers(TrainClusterSettings(), [tight], MINILM_BYTES).count == 2
 
 

@@ -261,8 +261,8 @@ class Objective(ABC):
     def prediction(self, name: str) -> Prediction:
         """How an annotate job with the trained model answers, under annotations named after `name`."""
 
-    def larger(self) -> PinnedModel | None:
-        """A model that says the same and is larger: what this one costs in figures and gains in speed is told."""
+    def larger(self, model: PinnedModel) -> PinnedModel | None:  # noqa: ARG002 - a hook
+        """What teaches the job's `model`, and is larger: what that costs in figures and gains in speed is told."""
         return None
 
     def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:  # noqa: ARG002 - a hook

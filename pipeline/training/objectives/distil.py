@@ -361,9 +361,9 @@ class Distil(Classify):
 
     # ------------------------------------------------------------------------------------------------------ promoting
 
-    def larger(self) -> PinnedModel | None:
+    def larger(self, model: PinnedModel) -> PinnedModel | None:
         """The teacher that runs beside the student."""
-        return None if self.config.scores is not None else self.teacher
+        return None if self.config.scores is not None else self._teacher_of(model)
 
     def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
         """Those of classify, where a training row has a label."""

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pipeline.errors import JobError, PlacementError
-from pipeline.models.device import default_budget, require_gpus, resolve_dtype
+from pipeline.models.device import default_budget, require_gpus, resolve_dtype, training_budget
 from pipeline.workers import Workers
 
 
@@ -57,6 +57,7 @@ def test_gpus_that_torch_does_not_see_are_refused():
 
 def test_every_device_has_a_budget():
     assert default_budget("cpu") < default_budget("cuda")
+    assert default_budget("cpu") < training_budget("cpu") < training_budget("cuda")
 
 
 def test_the_driver_resolves_for_a_cpu_without_torch():

@@ -68,6 +68,8 @@ class Run:
     rows: tuple[Rows, ...]
     plan: Mapping[str, Any]
     workers: TrainWorkers
+    cluster: TrainCluster
+    watcher: Watcher
     run_id: str
     began: float
     notes: list[str] = field(default_factory=list)
@@ -98,26 +100,26 @@ def finetune(job: FinetuneJob, cluster: TrainCluster, watcher: Watcher, began: f
     plan = _plan(job, model, objective.larger(model), rows, workers)
     with Lease.acquire(store, run_id := new_run_id()):
         plan = _pinned(store, plan)
-        run = Run(job, store, model, rows, plan, workers, run_id, began, list(notes))
+        run = Run(job, store, model, rows, plan, workers, cluster, watcher, run_id, began, list(notes))
         for note in run.notes:
             watcher.note(note)
         try:
-            return _run(run, cluster, watcher)
+            return _run(run)
         except KeyboardInterrupt:
             raise Interrupted("interrupted: what is done stays; the same command goes on") from None
 
 
-def _run(run: Run, cluster: TrainCluster, watcher: Watcher) -> Outcome:
+def _run(run: Run) -> Outcome:
     if (done := _finished(run)) is not None:
         return done
-    watcher.phase("starting Ray")
-    with cluster.connected():
-        counts = encode(run, watcher)
+    run.watcher.phase("starting Ray")
+    with run.cluster.connected():
+        counts = encode(run)
         objective, learned = learn(run, counts)
-        counts = settle(run, objective, learned, counts, watcher)
-        trained = train(run, objective, learned, counts, watcher)
+        counts = settle(run, objective, learned, counts)
+        trained = train(run, objective, learned, counts)
         candidate = assemble(run, objective, learned, trained)
-        return conclude(run, objective, learned, counts, trained, candidate, cluster, watcher)
+        return conclude(run, objective, learned, counts, trained, candidate)
 
 
 def _finished(run: Run) -> Outcome | None:
@@ -195,12 +197,12 @@ def _pinned(store: Store, plan: dict[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- parts
 
 
-def encode(run: Run, watcher: Watcher) -> Counts:
+def encode(run: Run) -> Counts:
     """Every unit read, divided and tokenised, unless it has its receipt already."""
-    return _encoded(run, {name for name in run.names if receipt_of(run.store, name) is None}, None, watcher)
+    return _encoded(run, {name for name in run.names if receipt_of(run.store, name) is None}, None)
 
 
-def _encoded(run: Run, names: Collection[str], learned: Learned | None, watcher: Watcher) -> Counts:
+def _encoded(run: Run, names: Collection[str], learned: Learned | None) -> Counts:
     """These units read, divided and tokenised; what all units come to."""
     from pipeline.stream import each_unit
 
@@ -208,7 +210,7 @@ def _encoded(run: Run, names: Collection[str], learned: Learned | None, watcher:
     every = [training_rows.Order(source, unit) for source, each in enumerate(run.rows) for unit in each.units]
     orders = [order for order in every if order.name in names]
     if orders:
-        watcher.phase(f"tokenising {len(orders)} unit{'' if len(orders) == 1 else 's'}")
+        run.watcher.phase(f"tokenising {len(orders)} unit{'' if len(orders) == 1 else 's'}")
         for _ in each_unit(orders, training_rows.encode_unit, work):
             pass
     found = [receipt_of(run.store, name) for name in run.names]
@@ -225,7 +227,7 @@ def learn(run: Run, counts: Counts) -> tuple[Objective, Learned]:
     return objective, objective.learned(counts.counted.get("train", {}))
 
 
-def settle(run: Run, objective: Objective, learned: Learned, counts: Counts, watcher: Watcher) -> Counts:
+def settle(run: Run, objective: Objective, learned: Learned, counts: Counts) -> Counts:
     """What the rows come to without those whose labels no training row has, where the job leaves these out.
 
     Their units are made again, with what was learned: a unit whose receipt tells of such labels is not yet done.
@@ -236,7 +238,7 @@ def settle(run: Run, objective: Objective, learned: Learned, counts: Counts, wat
         for subset in _JUDGING:
             objective.check_known(learned, counts.counted.get(subset, {}), subset)
     elif unsettled := {name for name in run.names if _asks_for_unseen(run, name, objective, learned)}:
-        counts = _encoded(run, unsettled, learned, watcher)
+        counts = _encoded(run, unsettled, learned)
     if run.job.gate is not None and not counts.rows.get("test"):
         raise CorpusError(f"gate: no row of the corpus fell to the test rows, of {sum(counts.rows.values())} in all")
     return counts
@@ -249,7 +251,7 @@ def _asks_for_unseen(run: Run, name: str, objective: Objective, learned: Learned
     return not all(training_rows.knows(objective, learned, counted.get(subset, {}), subset) for subset in _JUDGING)
 
 
-def train(run: Run, objective: Objective, learned: Learned, counts: Counts, watcher: Watcher) -> dict[str, Any]:
+def train(run: Run, objective: Objective, learned: Learned, counts: Counts) -> dict[str, Any]:
     """The training, to its last step; what it left, as metadata/trained.json has it."""
     if (done := run.store.find(TRAINED)) is not None:
         return dict(json.loads(done))
@@ -275,8 +277,8 @@ def train(run: Run, objective: Objective, learned: Learned, counts: Counts, watc
         micro_batch_tokens=run.plan["micro_batch_tokens"],
         bf16=run.plan["dtype"] == "bfloat16",
     )
-    watcher.phase(f"starting {run.workers.count} worker{'' if run.workers.count == 1 else 's'}")
-    trained = asdict(fit(work, run.workers, watcher))
+    run.watcher.phase(f"starting {run.workers.count} worker{'' if run.workers.count == 1 else 's'}")
+    trained = asdict(fit(work, run.workers, run.watcher))
     run.store.write(TRAINED, json.dumps(trained).encode())
     return trained
 
@@ -303,8 +305,6 @@ def conclude(
     counts: Counts,
     trained: Mapping[str, Any],
     candidate: str,
-    cluster: TrainCluster,
-    watcher: Watcher,
 ) -> Outcome:
     """Judge the candidate, promote it if it passes, and say all there is to say; the manifest comes last.
 
@@ -313,7 +313,7 @@ def conclude(
     if run.store.exists(MODEL):  # promoted by a run that was killed right after it: its metrics stand
         metrics = json.loads(run.store.read(METRICS))
     else:
-        metrics = _judged(run, objective, learned, counts, trained, candidate, cluster, watcher)
+        metrics = _judged(run, objective, learned, counts, trained, candidate)
         if metrics["gate"]["passed"]:
             promote(run.store, facts(run, objective, metrics))
     manifest = {name: each for name, each in metrics.items() if name not in ("tables", "intervals")}
@@ -330,16 +330,14 @@ def _judged(
     counts: Counts,
     trained: Mapping[str, Any],
     candidate: str,
-    cluster: TrainCluster,
-    watcher: Watcher,
 ) -> dict[str, Any]:
     """What stands in metrics.json afterwards."""
     found = report.Judged()
     if counts.rows.get("test"):
-        found = report.judge(run.job, run.store, candidate, objective, learned, cluster, watcher)
+        found = report.judge(run.job, run.store, candidate, objective, learned, run.cluster, run.watcher)
     for note in found.notes:
         run.notes.append(note)
-        watcher.note(note)
+        run.watcher.note(note)
     compared = None if found.compared is None else {name: each.value for name, each in found.compared.figures.items()}
     verdict = judged(run.job.gate, found.figures, compared)
     digest = digest_of(file_digests(Path(candidate)))
@@ -347,7 +345,7 @@ def _judged(
     if (larger := objective.larger(run.model)) is not None:
         from pipeline.training.shrink import gain
 
-        watcher.phase("timing the model beside the one that taught it")
+        run.watcher.phase("timing the model beside the one that taught it")
         examples = Examples.of(run.store, "train", run.names)
         gained = gain(pin(ModelSettings(ref=candidate)), larger, objective.needs, examples, run.plan["device"])
         metrics["speed"] = gained.to_json()

@@ -21,9 +21,9 @@ _ALLOWED: dict[Device, tuple[str, ...]] = {
 # Padded tokens. On a CPU a micro-batch should stay in the caches: of 512 to 8192, 2048 was the fastest with MiniLM in
 # bfloat16 on AMX, and larger ones cost a tenth to a third. A GPU needs more to be busy.
 _BUDGET_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
-# What a step costs besides its tokens is paid with each micro-batch (gradients are added to those before), so larger ones
-# pay: with MiniLM and 32 rows of 80 tokens, one process of two threads trained 4,470 tokens/s with 1,024, 5,040 to 5,340
-# with 2,048, 5,040 to 6,380 with 8,192 and more.
+# What a step costs besides its tokens is paid with each micro-batch (its gradients are added to those before). MiniLM,
+# 32 rows of 80 tokens, one process of two threads: 4,470 tokens/s with 1,024, 5,040 to 5,340 with 2,048, and 5,040 to
+# 6,380 with 8,192 and more.
 _TRAINING_TOKENS: dict[Device, int] = {"cpu": 8192, "cuda": 32_768}
 
 

@@ -7,6 +7,7 @@ output: {path: out/evaluation}
 
 out/evaluation/
   metrics.json     {"main": "accuracy", "figures": {"accuracy": {"value": 0.766, "low": 0.753, …}, …}, "tables": …}
+  rows/            the rows, where lists of tokens and labels had to become texts with spans
   predictions/     what the model says of each row: an output of an annotate job
   plots/           pictures of the tables
 """
@@ -25,7 +26,7 @@ from pydantic import Field
 
 from pipeline.corpus.apart import check_apart
 from pipeline.corpus.source import CorpusSettings, open_corpus
-from pipeline.errors import OutputError
+from pipeline.errors import JobError, OutputError
 from pipeline.evaluate import TEXT, Baselines, Evaluated, annotate_job, evaluate
 from pipeline.gold import check_libraries
 from pipeline.job import AnnotateJob
@@ -40,6 +41,7 @@ from pipeline.progress import Watcher
 from pipeline.settings import Settings
 from pipeline.training import objectives
 from pipeline.training.job import EvaluationData, ModelOf, ObjectiveOf
+from pipeline.training.judged import ROWS, rewritten
 from pipeline.training.objectives.base import Objective, Prediction
 from pipeline.versions import installed
 from pipeline.workers import Cluster
@@ -115,15 +117,16 @@ def evaluate_job(job: EvaluateJob, cluster: Cluster, watcher: Watcher, began: fl
     check_apart(job.corpus, store.root)
     _check_output(store, job)
     check_libraries(["matplotlib"])
-    prediction = predicted_by(job)
+    objective = objective_over(job)
+    prediction = objective.prediction(NAME)
     found = evaluate(
         prediction,
         job.model,
-        job.corpus,
+        rewritten(job.corpus, objective, store, watcher) if objective.rewrites_rows else job.corpus,
         str(store.full(PREDICTIONS)),
         cluster,
         watcher,
-        text=job.data.text,
+        text=str(prediction.annotations[0].get("text", job.data.text)),
         group=job.group,
         baselines=baselines_of(prediction),
         began=began,
@@ -137,12 +140,18 @@ def evaluate_job(job: EvaluateJob, cluster: Cluster, watcher: Watcher, began: fl
 
 def predictions_of(job: EvaluateJob) -> AnnotateJob:
     """The annotate job whose output an evaluation measures. Raises JobError and its kinds."""
+    objective = objective_over(job)
+    if objective.rewrites_rows:
+        raise JobError(
+            f"data.label '{job.data.label}' labels tokens, which become texts with spans as the evaluation runs: there "
+            "is nothing to preview or plan before; `corpusmill run` evaluates"
+        )
     store = Store.at(job.output.path)
-    return annotate_job(predicted_by(job), job.model, job.corpus, str(store.full(PREDICTIONS)))
+    return annotate_job(objective.prediction(NAME), job.model, job.corpus, str(store.full(PREDICTIONS)))
 
 
-def predicted_by(job: EvaluateJob) -> Prediction:
-    """How an annotate job says what the objective trains a model to say.
+def objective_over(job: EvaluateJob) -> Objective:
+    """The objective, which knows the label column: its `prediction` is how an annotate job answers as it trains.
 
     Raises CorpusError: the label column is not there, or of a type that the objective can make nothing of; ModelError:
     the objective has to ask the model's tokenizer, and cannot.
@@ -155,7 +164,7 @@ def predicted_by(job: EvaluateJob) -> Prediction:
 
         model = pin(job.model)
         objective.start(prepared_tokenizer(model, 1), model, window_of(Path(model.folder), model.config))
-    return objective.prediction(NAME)
+    return objective
 
 
 def baselines_of(prediction: Prediction) -> Baselines | None:
@@ -233,7 +242,7 @@ def _check_output(store: Store, job: EvaluateJob) -> None:
     folder = store.full("")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output.path {store.root} is a file; name a folder, or one that does not exist yet")
-    ours = {PREDICTIONS, PLOTS, "metadata"}
+    ours = {PREDICTIONS, PLOTS, ROWS, "metadata"}
     foreign = sorted(each.name for each in folder.iterdir() if each.name not in ours) if folder.is_dir() else []
     if foreign:
         raise OutputError(

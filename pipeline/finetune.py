@@ -256,7 +256,7 @@ def train(run: Run, objective: Objective, learned: Learned, counts: Counts) -> d
     if (done := run.store.find(TRAINED)) is not None:
         return dict(json.loads(done))
     from pipeline.training.fit import fit
-    from pipeline.training.loop import Work
+    from pipeline.training.work import Work
 
     settings = run.job.training
     examples = Examples.of(run.store, "train", run.names)
@@ -334,7 +334,7 @@ def _judged(
     """What stands in metrics.json afterwards."""
     found = report.Judged()
     if counts.rows.get("test"):
-        found = report.judge(run.job, run.store, candidate, objective, learned, run.cluster, run.watcher)
+        found = report.judge(run.job, run.store, candidate, objective, learned, run.names, run.cluster, run.watcher)
     for note in found.notes:
         run.notes.append(note)
         run.watcher.note(note)

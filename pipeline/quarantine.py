@@ -23,6 +23,7 @@ class Reason(StrEnum):
     # the label of a row that should train or judge a model
     NULL_LABEL = "null_label"
     BAD_LABEL = "bad_label"  # of the right type, and still no label: no number, a span outside its text
+    TOO_FEW_LABELS = "too_few_labels"  # fewer than the job asks for
     UNSEEN_LABEL = "unseen_label"  # a label that no training row has
     NO_SUBSET = "no_subset"  # the column that says where a row belongs says something else
     # the work on a row

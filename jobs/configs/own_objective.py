@@ -25,6 +25,7 @@ from torch import nn
 from pipeline import tasks
 from pipeline.metrics import baselines
 from pipeline.tasks.base import OWN_MODULE, Input, TextInput
+from pipeline.training.examples import Examples
 from pipeline.training.job import TrainingSettings
 from pipeline.training.objectives.base import (
     Encoded,
@@ -132,7 +133,7 @@ class RnnObjective(Objective):
         columns = {"gold": str(self.data.label), "predicted": f"{name}_summary"}
         return Prediction([annotation], "texts", columns, code=True)
 
-    def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
+    def baselines(self, learned: Learned, gold: pa.Table, train: Examples) -> dict[str, pa.Table]:  # noqa: ARG002
         """The first words of the text, as many as a summary has tokens."""
         words = max(1, round(learned["mean_tokens"]))
         return {f"lead_{words}": pa.table({"predicted": baselines.lead(gold["text"], words)})}

@@ -110,6 +110,13 @@ class Examples:
         """E."""
         return len(self.lengths_E)
 
+    def counts(self, vocabulary: int) -> npt.NDArray[np.int64]:
+        """How often each of the ids 0 to vocabulary - 1 stands in all examples together."""
+        found_V = np.zeros(vocabulary, np.int64)
+        for chunk in [] if self._dataset is None else self._dataset.data.table["input_ids"].chunks:
+            found_V += np.bincount(chunk.flatten().to_numpy(), minlength=vocabulary)[:vocabulary]
+        return found_V
+
     def rows(self, rows_B: Sequence[int] | npt.NDArray[np.intp]) -> pa.Table:
         """B examples, in this order."""
         assert self._dataset is not None

@@ -27,8 +27,8 @@ from pipeline.errors import CorpusmillError, RunError
 from pipeline.output.layout import TMP
 from pipeline.progress import Watcher
 from pipeline.training import checkpoints
-from pipeline.training.loop import Start, Work
 from pipeline.training.standing import PROGRESS
+from pipeline.training.work import Start, Work
 from pipeline.workers import TrainWorkers
 
 DEATHS_AT_MOST = 1_000
@@ -205,7 +205,7 @@ def _cause(error: BaseException) -> str:
 
 def _worker(config: Mapping[str, Any]) -> None:
     """One rank, in Ray's process."""
-    from pipeline.training.loop import train
+    from pipeline.training.loop import train  # the controller, which unpacks this function too, has no need of torch
 
     work: Work = config["work"]
     run: str = config["run"]

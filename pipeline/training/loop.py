@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 import transformers
@@ -30,20 +29,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.batching import micro_batches, padding
 from pipeline.errors import RunError
-from pipeline.models.reference import PinnedModel
-from pipeline.output.storage import Store
 from pipeline.training import checkpoints
 from pipeline.training.attention import use_plain_attention
 from pipeline.training.dropout import use_byte_dropout
 from pipeline.training.examples import Examples
 from pipeline.training.job import FinetuneJob
 from pipeline.training.masters import MasterAdamW
-from pipeline.training.objectives.base import Learned, Objective
+from pipeline.training.objectives.base import Objective
 from pipeline.training.order import Order, shared_out
 from pipeline.training.rows import started
-from pipeline.training.schedule import Schedule
 from pipeline.training.standing import PROGRESS
-from pipeline.workers import Device
+from pipeline.training.work import Start, Work
 
 STEPS = "metadata/steps.jsonl"
 """A line for each step that was computed, as the first worker began it: {"attempt": "4711-9f0c", "step": 17, "rows":
@@ -51,32 +47,6 @@ STEPS = "metadata/steps.jsonl"
 
 _NEVER = 2**62
 """A step that no training reaches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What every worker of a training is told: picklable."""
-
-    store: Store
-    job: dict[str, Any]
-    model: PinnedModel
-    max_tokens: int
-    schema: pa.Schema  # of the corpus
-    names: tuple[str, ...]  # the encoded units, in order
-    learned: Learned
-    schedule: Schedule
-    device: Device
-    threads: int
-    micro_batch_tokens: int
-    bf16: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where an attempt begins: the first worker looks, and tells the others."""
-
-    step: int | None  # of the checkpoint; None: at the beginning
-    folder: str  # where all of them save, until a checkpoint is whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from pipeline.metrics.base import Measured, difference
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.output.storage import Store
 from pipeline.progress import Watcher
-from pipeline.training.examples import Counts
+from pipeline.training.examples import Counts, Examples
 from pipeline.training.gate import Verdict, check_gate
 from pipeline.training.job import FinetuneJob
 from pipeline.training.objectives.base import Learned, Objective
@@ -100,16 +100,18 @@ def judge(
     candidate: str,
     objective: Objective,
     learned: Learned,
+    names: Sequence[str],
     cluster: Cluster,
     watcher: Watcher,
 ) -> Judged:
-    """Have the test rows of the examples annotated by the candidate (a folder), and measure.
+    """Have the test rows of the examples annotated by the candidate (a folder), and measure. `names` are the units'.
 
     Its predictions are an ordinary output, so what a killed run had judged is not judged again.
 
     Raises JobError: no row can be judged, a library is missing, the model to compare with cannot answer.
     """
     prediction = objective.prediction(NAME)
+    train = Examples.of(store, "train", names)
     text = str(prediction.annotations[0].get("text", job.data.text))
     rows = CorpusSettings(path=str(store.full(f"{EXAMPLES}/*-test.parquet")))
 
@@ -123,7 +125,7 @@ def judge(
             watcher,
             text=text,
             group=job.data.split.group,
-            baselines=(lambda judged: objective.baselines(learned, judged)) if baselines else None,
+            baselines=(lambda judged: objective.baselines(learned, judged, train)) if baselines else None,
         )
 
     watcher.phase("judging the model on the test rows")

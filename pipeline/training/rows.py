@@ -12,7 +12,7 @@ metadata/examples/0-6f1c….json                the unit's receipt, last
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.plan import Fragment, Unit, UnitBounds, plan_units
-from pipeline.corpus.reader import ReadPlan, UnitReader
+from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
 from pipeline.corpus.source import CorpusSettings, open_corpus
 from pipeline.corpus.text import compile_text
 from pipeline.errors import CorpusError
@@ -38,9 +38,9 @@ from pipeline.training.split import SUBSETS, Subset, subset_named, subset_of
 
 EXAMPLES = "metadata/examples"
 
-_BOUNDS = UnitBounds(rows=16_384)
-"""Tokenising is cheap beside training, and few large files are read faster than many. Where a run computes plays no
-part in it: the order of the examples is the order of the units."""
+_BOUNDS = UnitBounds(rows=16_384, min_units=1)
+"""Tokenising is cheap beside training, and beside the start of a process for it; few large files are read faster than
+many. Where a run computes plays no part in it: the order of the examples is the order of the units."""
 
 MOST_CHARS = 10_000_000
 
@@ -98,24 +98,40 @@ def plan_rows(job: FinetuneJob) -> tuple[tuple[Rows, ...], tuple[str, ...]]:
     found: list[Rows] = []
     notes: list[str] = []
     for subset, settings in corpora(job.data):
-        corpus = open_corpus(settings)
-        objective = objective_over(job, corpus.schema)
-        sources = sources_of(job, objective, corpus.schema)
-        columns = {name for source in sources.values() for name in source.columns}
-        kept, _, selection = rows_wanted(settings, corpus)
-        units = plan_units(corpus.fragments, kept, selection, _BOUNDS)
-        read = ReadPlan(
-            filesystem=file_system_of(settings),
-            root=corpus.root,
-            schema=corpus.schema,
-            columns=tuple(name for name in corpus.schema.names if name in columns),
-            filter=None if settings.sample is not None else settings.filter,
-            partition=corpus.partition,
-            identity_carried=carries_identity(corpus.schema),
-        )
-        found.append(Rows(subset, read, corpus.fragments, tuple(units)))
-        notes += corpus.notes
+        rows, told = rows_of(settings, subset, lambda schema: _columns(job, schema))
+        found.append(rows)
+        notes += told
     return tuple(found), tuple(notes)
+
+
+def rows_of(
+    settings: CorpusSettings, subset: Subset | None, columns: Callable[[pa.Schema], Collection[str]]
+) -> tuple[Rows, tuple[str, ...]]:
+    """The units of one corpus, of which these columns are read; also what the user should be told."""
+    corpus = open_corpus(settings)
+    wanted = columns(corpus.schema)
+    kept, _, selection = rows_wanted(settings, corpus)
+    units = plan_units(corpus.fragments, kept, selection, _BOUNDS)
+    read = ReadPlan(
+        filesystem=file_system_of(settings),
+        root=corpus.root,
+        schema=corpus.schema,
+        columns=tuple(name for name in corpus.schema.names if name in wanted),
+        filter=None if settings.sample is not None else settings.filter,
+        partition=corpus.partition,
+        identity_carried=carries_identity(corpus.schema),
+    )
+    return Rows(subset, read, corpus.fragments, tuple(units)), corpus.notes
+
+
+def read_unit(rows: Rows, unit: Unit) -> ReadUnit:
+    """One unit of them."""
+    return UnitReader(rows.read).read(unit, {span.fragment: rows.fragments[span.fragment] for span in unit.spans})
+
+
+def _columns(job: FinetuneJob, schema: pa.Schema) -> set[str]:
+    sources = sources_of(job, objective_over(job, schema), schema)
+    return {name for source in sources.values() for name in source.columns}
 
 
 def objective_of(job: FinetuneJob) -> Objective:
@@ -161,9 +177,7 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
     job = FinetuneJob.model_validate(work.job)
     rows = work.rows[order.source]
     objective = started(job, work.model, work.max_tokens, rows.read.schema)
-    found = UnitReader(rows.read).read(
-        order.unit, {span.fragment: rows.fragments[span.fragment] for span in order.unit.spans}
-    )
+    found = read_unit(rows, order.unit)
     table = found.table
     sources = sources_of(job, objective, table.schema)
     inputs, failures = _rendered(sources, table)
@@ -195,7 +209,7 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
         receipt["tokens"][subset] = encoded.tokens
         receipt["counted"][subset] = dict(objective.counted(encoded.examples))
         if subset == "test":
-            _write_parquet(
+            write_parquet(
                 work.store,
                 f"{EXAMPLES}/{order.name}-test.parquet",
                 objective.judged_rows(table.take(pa.array(kept, pa.int64()))),
@@ -204,7 +218,7 @@ def encode_unit(order: Order, work: Work) -> dict[str, Any]:
             _write_arrow(work.store, f"{EXAMPLES}/{order.name}-{subset}.arrow", encoded.examples)
     receipt["left_out"] = dict(Counter(failure.reason.value for failure in failures.values()))
     if failures:
-        _write_parquet(work.store, f"{EXAMPLES}/{order.name}-left_out.parquet", _left_out(table, subsets_N, failures))
+        write_parquet(work.store, f"{EXAMPLES}/{order.name}-left_out.parquet", _left_out(table, subsets_N, failures))
     work.store.write(f"{EXAMPLES}/{order.name}.json", json.dumps(receipt).encode())
     return receipt
 
@@ -310,7 +324,8 @@ def _left_out(table: pa.Table, subsets_N: Sequence[Subset | None], failures: Map
     return pa.table(columns, schema=_LEFT_OUT)
 
 
-def _write_parquet(store: Store, path: str, table: pa.Table) -> None:
+def write_parquet(store: Store, path: str, table: pa.Table) -> None:
+    """A whole file or none."""
     with store.create(path) as sink:
         pq.write_table(table, sink, compression="zstd")
 

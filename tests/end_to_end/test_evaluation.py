@@ -129,6 +129,41 @@ def test_an_evaluation_says_what_an_annotate_job_with_the_same_model_says(
     assert "data.text: was 'body', is now 'source'" in changed.err
 
 
+def test_labels_of_tokens_are_judged_as_spans_of_the_text_that_the_tokens_make(
+    corpusmill: Corpusmill, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    tokens = [["Anna", "in", "York"], ["nobody", "here"], ["Mia", "Otto"], None]
+    tags = [["B-PER", "O", "B-LOC"], ["O", "O"], ["B-PER", "I-PER"], ["O"]]
+    pq.write_table(pa.table({"words": tokens, "said": tags}), tmp_path / "corpus/part-0.parquet")
+    sections: dict[str, Any] = {
+        "kind": "evaluate",
+        "objective": "tag",
+        "model": str(tiny("bert", "TokenClassification", max_tokens=64, labels=["O", "B-PER", "I-PER", "B-LOC"])),
+        "data": {"path": "corpus", "text": "words", "label": "said"},
+        "output": {"path": "evaluation"},
+        "cluster": {"actors": 1},
+    }
+    job = write_job(tmp_path / "evaluate.yaml", **sections)
+    answer = corpusmill("run", job, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.summary["rows"]["judged"] == 3
+    report = json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    assert report["main"] == "spans_f1"
+    assert {each["label"]: each["gold"] for each in report["tables"]["per_class"] if each["gold"]} == {
+        "PER": 2,
+        "LOC": 1,
+    }
+    judged = pq.read_table(tmp_path / "evaluation/rows").to_pylist()
+    assert [row["tagged_text"] for row in judged[:3]] == ["Anna in York", "nobody here", "Mia Otto"]
+    assert judged[2]["tagged_spans"] == [{"label": "PER", "start": 0, "end": 8}]
+    assert corpusmill("run", job).code == 0
+
+    answer = corpusmill("preview", job)
+    assert answer.code == 2
+    assert "data.label 'said' labels tokens" in answer.err
+
+
 def test_gold_is_measured_after_the_run_and_again_after_a_retry_or_when_it_is_named_later(
     process: Corpusmill, job: Job, tmp_path: Path
 ) -> None:

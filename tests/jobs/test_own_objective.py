@@ -19,6 +19,7 @@ from pipeline.models.own import load_own
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
 from pipeline.tasks.base import Texts
 from pipeline.training import objectives
+from pipeline.training.examples import Examples
 from pipeline.training.job import DataSettings, TrainingSettings
 
 ROWS = {
@@ -101,7 +102,7 @@ def test_what_it_learns_is_what_the_task_writes(objective: Any, task: Any, repos
 
 
 def test_its_baseline_is_the_beginning_of_the_text(objective: Any) -> None:
-    tables = objective.baselines({"mean_tokens": 2.4}, pa.table({"text": ROWS["text"]}))
+    tables = objective.baselines({"mean_tokens": 2.4}, pa.table({"text": ROWS["text"]}), Examples([]))
     assert tables["lead_2"]["predicted"].to_pylist()[0] == "the red"
 
 

@@ -123,6 +123,20 @@ def bio(labels: Iterable[str]) -> list[str]:
     return [OUTSIDE, *(f"{prefix}-{label}" for label in sorted(labels) for prefix in "BI")]
 
 
+def remembered(ids_T: Integers, known: Mapping[tuple[int, ...], str]) -> list[Marked]:
+    """Stretches of tokens that are known, from the left, the longest of those that begin at a token."""
+    ids = ids_T.tolist()
+    lengths = sorted({len(stretch) for stretch in known}, reverse=True)
+    found: list[Marked] = []
+    place = 0
+    while place < len(ids):
+        stretch = next((each for length in lengths if (each := tuple(ids[place : place + length])) in known), ())
+        if stretch:
+            found.append(Marked(known[stretch], place, place + len(stretch)))
+        place += max(1, len(stretch))
+    return found
+
+
 def found_in(labels_BT: Integers, begins_L: npt.NDArray[np.bool_], tag_L: Integers) -> set[tuple[int, int, int, int]]:
     """The spans that labels of tokens make: text, first token, token behind the last one, label of the span.
 

@@ -21,9 +21,10 @@ from pipeline.text.pieces import PieceMaker
 from pipeline.text.tokens import Ids, Tokens
 from pipeline.training.objectives._packing import Part, packed
 from pipeline.training.objectives._tokenwise import TokenObjective
-from pipeline.training.objectives.base import Encoded, ObjectiveSettings, Prediction, as_lists
+from pipeline.training.objectives.base import Encoded, Learned, ObjectiveSettings, Prediction, as_lists
 
 if TYPE_CHECKING:
+    from pipeline.training.examples import Examples
     from pipeline.training.job import DataSettings, EvaluationData
 
 
@@ -131,6 +132,25 @@ class TextsObjective(TokenObjective):
             return Prediction([annotation], "perplexity", columns)
         annotation["max_tokens"] = self.max_tokens
         return Prediction([annotation], "perplexity", columns, {"unjudged_tokens": self._unjudged(self._maker)})
+
+    def baselines(self, learned: Learned, gold: pa.Table, train: "Examples") -> dict[str, pa.Table]:  # noqa: ARG002
+        """unigram: a token is as likely as it is often among the training rows, whatever stands around it.
+
+        Every token counts once more than it stands there (Laplace), so none is impossible.
+        """
+        words_V = np.ones(len(self.tokenizer), bool)
+        words_V[[each for each in special_ids(self.tokenizer) if each < len(words_V)]] = False
+        counts_V = (train.counts(len(words_V)) + 1) * words_V
+        with np.errstate(divide="ignore"):
+            nats_V = np.log(counts_V.sum()) - np.log(counts_V)
+        assert self._maker is not None, "start comes first"
+        losses, tokens = [], []
+        for found in self._texts.tokens(gold["text"].to_pylist(), self._room):
+            nats_T = np.zeros(0) if isinstance(found, Failure) else nats_V[found.ids_T[: self._room]]
+            nats_T = nats_T[np.isfinite(nats_T)]
+            losses.append(nats_T.mean() if len(nats_T) else None)
+            tokens.append(len(nats_T) + self._unjudged(self._maker))
+        return {"unigram": pa.table({"loss": pa.array(losses, pa.float64()), "tokens": pa.array(tokens, pa.int64())})}
 
     def _unjudged(self, maker: PieceMaker) -> int:
         """Of the tokens that `score` counts, those that it does not judge: special ones."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.training.examples import Examples
     from pipeline.training.job import DataSettings, EvaluationData, TrainingSettings
 
 Learned = Mapping[str, Any]
@@ -192,6 +193,11 @@ class Objective(ABC):
     def encode(self, rows: Mapping[str, Sequence[Any]]) -> Encoded:
         """Examples of R rows, whose inputs are good texts (and labels as the column has them). Never raises for one."""
 
+    @property
+    def rewrites_rows(self) -> bool:
+        """Whether `judged_rows` changes anything."""
+        return False
+
     def judged_rows(self, rows: pa.Table) -> pa.Table:
         """The test rows with what `prediction` reads and compares, where the corpus has it in another form."""
         return rows
@@ -265,10 +271,10 @@ class Objective(ABC):
         """What teaches the job's `model`, and is larger: what that costs in figures and gains in speed is told."""
         return None
 
-    def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:  # noqa: ARG002 - a hook
+    def baselines(self, learned: Learned, gold: pa.Table, train: "Examples") -> dict[str, pa.Table]:  # noqa: ARG002 - a hook
         """Tables in the prediction's columns, of methods that anybody would think of first: `{"majority": …}`.
 
-        `gold` has the test rows' columns that the prediction compares with, and `text`.
+        `gold` has the test rows' columns that the prediction compares with, and `text`; `train` is what was trained.
         """
         return {}
 

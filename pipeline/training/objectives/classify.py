@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.training.examples import Examples
+
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 LABELS_TOLD = 20
@@ -56,6 +58,9 @@ class Classify(Objective):
 
         threshold: float = Field(default=0.5, gt=0, lt=1)
         """Several labels: the least score of one that is said, in the evaluation."""
+
+        min_labels: int = Field(default=0, ge=0)
+        """Several labels: rows with fewer are left out. 1 where an empty list means that nobody has looked yet."""
 
     def __init__(self, config: ObjectiveSettings, data: Any) -> None:
         """Raises JobError without a label column."""
@@ -82,7 +87,7 @@ class Classify(Objective):
     # ------------------------------------------------------------------------------------------------------ encoding
 
     def encode(self, rows: Mapping[str, Sequence[Any]]) -> Encoded:
-        """One example a row; a null or empty label, or a value that is not finite, leaves the row out."""
+        """One example a row; a null or empty label, a value that is not finite or too few labels leave the row out."""
         pieces = self.pieces(rows)
         failures = dict(pieces.failures)
         for row, label in enumerate(rows["label"]):
@@ -100,6 +105,9 @@ class Classify(Objective):
             return Failure(Reason.NULL_LABEL, f"the label '{self.data.label}' holds a null among its labels")
         if label == "" or (self.problem == "multi_label_classification" and "" in label):
             return Failure(Reason.BAD_LABEL, f"a label of '{self.data.label}' is the empty text")
+        if self.problem == "multi_label_classification" and len(label) < self.config.min_labels:
+            least = self.config.min_labels
+            return Failure(Reason.TOO_FEW_LABELS, f"'{self.data.label}' holds {len(label)}, and min_labels is {least}")
         return None
 
     def _target(self, label: Any) -> Any:
@@ -261,7 +269,7 @@ class Classify(Objective):
         columns = {"gold": gold, "labels": f"{name}_labels", "scores": f"{name}_scores"}
         return Prediction([annotation], "multilabels", columns)
 
-    def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
+    def baselines(self, learned: Learned, gold: pa.Table, train: "Examples") -> dict[str, pa.Table]:  # noqa: ARG002
         """What the training rows say without looking at the text: the commonest label (or labels), or the mean."""
         rows = len(gold)
         if self.problem == "regression":

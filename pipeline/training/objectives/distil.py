@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.training.examples import Examples
     from pipeline.training.job import TrainingSettings
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -365,6 +366,6 @@ class Distil(Classify):
         """The teacher that runs beside the student."""
         return None if self.config.scores is not None else self._teacher_of(model)
 
-    def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
+    def baselines(self, learned: Learned, gold: pa.Table, train: "Examples") -> dict[str, pa.Table]:
         """Those of classify, where a training row has a label."""
-        return super().baselines(learned, gold) if learned["rows"] else {}
+        return super().baselines(learned, gold, train) if learned["rows"] else {}

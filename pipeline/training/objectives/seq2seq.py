@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.training.examples import Examples
+
 LEAD_WORDS = 8
 """Words of one of the baselines; the other has as many as a training target on average."""
 
@@ -237,7 +239,7 @@ class Seq2Seq(TokenObjective):
         written = "summary" if self.config.task == "summarize" else "translation"
         return Prediction([annotation], "texts", {"gold": str(self.data.label), "predicted": f"{name}_{written}"})
 
-    def baselines(self, learned: Learned, gold: pa.Table) -> dict[str, pa.Table]:
+    def baselines(self, learned: Learned, gold: pa.Table, train: "Examples") -> dict[str, pa.Table]:  # noqa: ARG002
         """The beginning of each text: 8 words, and as many as a training target has on average."""
         if self.config.task == "translate":
             return {}

@@ -10,6 +10,7 @@ An example holds its spans by word pieces: input_ids [101, 7592, …], spans [{l
 the model are O, B-LOC, I-LOC, B-PER …; a span's first piece gets B-, those behind it I-.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pipeline.training.examples import Examples
+
 IGNORED = -100
 """The target of special tokens and padding."""
 
@@ -49,6 +52,8 @@ TEXT, SPANS = "tagged_text", "tagged_spans"
 """Columns of the test rows that lists of tokens and labels become, so that `task: tag` can be judged by them."""
 
 LABELS_TOLD = 20
+
+_ROWS_AT_ONCE = 1024
 
 _SPANS = pa.list_(pa.struct([("label", pa.string()), ("start", pa.int32()), ("stop", pa.int32())]))
 _GOLD = pa.list_(pa.struct([("label", pa.string()), ("start", pa.int32()), ("end", pa.int32())]))
@@ -155,9 +160,14 @@ class Tag(Objective):
                 found.append(spans)
         return read, found
 
+    @property
+    def rewrites_rows(self) -> bool:
+        """Of tokens."""
+        return self._of_words
+
     def judged_rows(self, rows: pa.Table) -> pa.Table:
         """Of tokens: the text that they make, and its spans, in columns of their own."""
-        if not self._of_words:
+        if not self.rewrites_rows:
             return rows
         texts, marked = self._read(
             _column(rows, self.data.text).to_pylist(), _column(rows, str(self.data.label)).to_pylist()
@@ -263,6 +273,31 @@ class Tag(Objective):
         text, gold = (TEXT, SPANS) if self._of_words else (self.data.text, str(self.data.label))
         annotation = {"name": name, "task": "tag", "text": text, "aggregation": self.config.aggregation}
         return Prediction([annotation], "spans", {"gold": gold, "predicted": f"{name}_entities"})
+
+    def baselines(self, learned: Learned, gold: pa.Table, train: "Examples") -> dict[str, pa.Table]:  # noqa: ARG002
+        """memory: what a training row marks is marked wherever it stands, with the label that it has most often.
+
+        The baseline of CoNLL 2003 (Tjong Kim Sang and De Meulder).
+        """
+        seen: dict[tuple[int, ...], Counter[str]] = defaultdict(Counter)
+        for first in range(0, len(train), _ROWS_AT_ONCE):
+            rows = train.rows(range(first, min(first + _ROWS_AT_ONCE, len(train))))
+            for ids, spans in zip(rows["input_ids"].to_pylist(), rows["spans"].to_pylist(), strict=True):
+                for span in spans:
+                    seen[tuple(ids[span["start"] : span["stop"]])][span["label"]] += 1
+        known = {ids: min(counts, key=lambda label: (-counts[label], label)) for ids, counts in seen.items()}
+        said: list[list[dict[str, Any]]] = []
+        for found in self._texts.tokens(gold["text"].to_pylist(), None, offsets=True):
+            marked = [] if isinstance(found, Failure) else _bio.remembered(found.ids_T, known)
+            offsets_T2 = None if isinstance(found, Failure) else found.offsets_T2
+            said.append(
+                [
+                    {"label": each.label, "start": offsets_T2[each.start, 0], "end": offsets_T2[each.stop - 1, 1]}
+                    for each in marked
+                    if offsets_T2 is not None
+                ]
+            )
+        return {"memory": pa.table({"predicted": pa.array(said, _GOLD)})}
 
 
 def _has_spans(type_: pa.DataType) -> bool:

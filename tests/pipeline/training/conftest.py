@@ -14,9 +14,9 @@ from pipeline.output.storage import Store
 from pipeline.training import rows as training_rows
 from pipeline.training.examples import Counts, Examples, receipt_of
 from pipeline.training.job import FinetuneJob
-from pipeline.training.loop import Work
 from pipeline.training.order import Order
 from pipeline.training.schedule import Schedule
+from pipeline.training.work import Work
 
 MakeJob = Callable[..., FinetuneJob]
 Encode = Callable[[FinetuneJob], tuple[training_rows.Work, Counts]]

@@ -56,6 +56,13 @@ def test_any_rows_come_in_the_order_in_which_they_are_asked_for(store: Store, ro
     assert [len(ids) for ids in found["input_ids"].to_pylist()] == examples.lengths_E[rows].tolist()
 
 
+def test_ids_are_counted_over_all_units(store: Store) -> None:
+    counts = Examples.of(store, "train", ["0-a", "0-b"]).counts(150)
+    assert {token: count for token, count in enumerate(counts.tolist()) if count} == {
+        100 + row: length for row, length in enumerate(LENGTHS)
+    }
+
+
 def test_a_subset_without_files_has_no_examples(store: Store) -> None:
     examples = Examples.of(store, "validation", ["0-b", "0-a"])
     assert len(examples) == 0

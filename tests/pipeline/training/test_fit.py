@@ -11,7 +11,8 @@ import torch.distributed as dist
 from pipeline.errors import JobError, RunError
 from pipeline.progress import Silent
 from pipeline.training import checkpoints, fit
-from pipeline.training.loop import Start, Work, train
+from pipeline.training.loop import train
+from pipeline.training.work import Start, Work
 from pipeline.workers import TrainWorkers
 from tests.pipeline.training.conftest import MakeWork
 

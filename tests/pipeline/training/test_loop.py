@@ -16,8 +16,9 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.errors import RunError
 from pipeline.training import checkpoints, loop
-from pipeline.training.loop import STEPS, Start, Work
+from pipeline.training.loop import STEPS
 from pipeline.training.standing import PROGRESS
+from pipeline.training.work import Start, Work
 from tests.pipeline.training.conftest import MakeWork
 
 Move = Callable[[Work, str], Work]
@@ -219,9 +220,10 @@ def test_what_could_help_is_said_of_bfloat16_too(make_work: MakeWork) -> None:
 def test_a_rank_without_rows_computes_a_step_of_no_weight(make_work: MakeWork) -> None:
     work = make_work(training={"steps": 1})
     rank = loop._Loop(work, 2, 3, CPU)
-    step = rank.step(np.array([0, 1], np.intp), 0)
+    step = rank.step(rows_B := np.array([0, 1], np.intp), 0)
     assert [micro.scale for micro in step.micros] == [0.0]
-    assert step.tokens == 0
+    assert step.tokens == rank.train.lengths_E[rows_B].sum()  # of all ranks
+    assert step.padding_tokens == 0
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

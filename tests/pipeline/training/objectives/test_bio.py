@@ -8,7 +8,31 @@ from seqeval.metrics.sequence_labeling import get_entities  # type: ignore[impor
 
 from pipeline.entities import EntityDecoder
 from pipeline.quarantine import Failure, Reason
-from pipeline.training.objectives._bio import Marked, bio, found_in, joined, on_tokens, spans_of, spans_of_words
+from pipeline.training.objectives._bio import (
+    Marked,
+    bio,
+    found_in,
+    joined,
+    on_tokens,
+    remembered,
+    spans_of,
+    spans_of_words,
+)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([], []),
+        ([5, 6], []),
+        ([1, 2, 3, 1], [Marked("PER", 0, 3), Marked("LOC", 3, 4)]),
+        ([1, 2, 1, 2], [Marked("LOC", 0, 1), Marked("LOC", 2, 3)]),
+        ([0, 2, 3], [Marked("ORG", 1, 3)]),
+    ],
+)
+def test_known_stretches_are_found_from_the_left_the_longest_first(ids, expected):
+    known = {(1,): "LOC", (1, 2, 3): "PER", (2, 3): "ORG"}
+    assert remembered(np.array(ids, np.int32), known) == expected
 
 
 def span(label, start, end):

@@ -128,6 +128,16 @@ def test_a_row_with_no_label_of_several_is_a_row(prepare, bert):
     assert encoded.examples["target"].to_pylist() == [[]]
 
 
+def test_a_job_may_ask_for_as_many_labels_as_make_a_row(prepare, bert):
+    made = prepare(Classify, bert, WORDS, min_labels=2)
+    encoded = made.encode({"text": ["a", "b", "c"], "label": [[], ["cat", "dog"], ["cat"]]})
+    assert {row: failure.reason for row, failure in encoded.failures.items()} == dict.fromkeys(
+        (0, 2), Reason.TOO_FEW_LABELS
+    )
+    assert encoded.failures[2].detail == "'wanted' holds 1, and min_labels is 2"
+    assert encoded.examples["target"].to_pylist() == [["cat", "dog"]]
+
+
 def test_labels_are_learned_in_the_order_of_the_alphabet_with_their_rows(ready):
     made, _, learned = ready(WORD)
     assert learned == {"labels": ["bird", "cat", "dog", "fish"], "counts": [10, 10, 10, 10], "rows": 40}

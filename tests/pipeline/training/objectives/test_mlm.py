@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from pipeline import metrics
 from pipeline.errors import JobError, ModelError
 from pipeline.metrics.base import measure
+from pipeline.metrics.perplexity import Perplexity
 from pipeline.models.loading import load
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.quarantine import Reason
 from pipeline.tasks.base import Texts
 from pipeline.tasks.score import Score
+from pipeline.training.examples import Examples
 from pipeline.training.job import DataSettings, TrainingSettings
 from pipeline.training.objectives import find
 from pipeline.training.objectives.mlm import Mlm
@@ -244,6 +246,25 @@ def test_some_steps_lower_the_perplexity_that_the_score_task_finds(mlm, trained,
         assert measured.tables["judged_tokens"] == sum(own)
         found.append(measured.figures["perplexity"].value)
     assert found[1] < 0.5 * found[0]
+
+
+def test_a_baseline_knows_how_often_each_token_stands_in_the_training_rows(mlm, tmp_path):
+    trained_on, judged = ["the cat the cat the dog"], ["the dog", "the unseen", ""]
+    path = tmp_path / "train.arrow"
+    encoded = mlm.encode({"text": trained_on}).examples
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, encoded.schema) as writer:
+        writer.write_table(encoded)
+    special = set(mlm.tokenizer.all_special_ids)
+    seen = Counter(each for ids in encoded["input_ids"].to_pylist() for each in ids if each not in special)
+    total = sum(seen.values()) + len(mlm.tokenizer) - len(special)
+
+    found = mlm.baselines({}, pa.table({"text": judged}), Examples([str(path)]))["unigram"]
+    own = [mlm.tokenizer.encode(text, add_special_tokens=False) for text in judged[:2]]
+    expected = [np.mean([math.log(total / (seen[token] + 1)) for token in ids if token not in special]) for ids in own]
+    assert found["loss"].to_pylist() == [pytest.approx(expected[0]), pytest.approx(expected[1]), None]
+    assert measure(Perplexity("loss", "tokens", **mlm.prediction("said").options), found, resamples=0).figures[
+        "loss"
+    ].value == pytest.approx(np.average(expected, weights=[sum(each not in special for each in ids) for ids in own]))
 
 
 def test_before_it_has_a_tokenizer_the_prediction_asks_no_window():

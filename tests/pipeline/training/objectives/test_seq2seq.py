@@ -17,6 +17,7 @@ from pipeline.quarantine import Reason
 from pipeline.tasks.base import Texts
 from pipeline.tasks.summarize import Summarize
 from pipeline.tasks.translate import Translate
+from pipeline.training.examples import Examples
 from pipeline.training.job import DataSettings, TrainingSettings
 from pipeline.training.objectives import find
 from pipeline.training.objectives.seq2seq import Seq2Seq
@@ -199,11 +200,11 @@ def test_baselines_are_the_beginning_of_each_text(seq2seq):
     assert counted == {"rows": 36.0, "words": 108.0}
     learned = seq2seq.learned(counted)
     assert learned == {"mean_words": 3.0}
-    found = seq2seq.baselines(learned, pa.table({"text": ROWS["text"], "wanted": ROWS["label"]}))
+    found = seq2seq.baselines(learned, pa.table({"text": ROWS["text"], "wanted": ROWS["label"]}), Examples([]))
     assert sorted(found) == ["lead_3", "lead_8"]
     assert found["lead_3"]["predicted"][0].as_py() == "there was once"
-    assert list(seq2seq.baselines({}, pa.table({"text": ["a"]}))) == ["lead_8"]
-    assert settings(task="translate").baselines(learned, pa.table({"text": ["a"]})) == {}
+    assert list(seq2seq.baselines({}, pa.table({"text": ["a"]}), Examples([]))) == ["lead_8"]
+    assert settings(task="translate").baselines(learned, pa.table({"text": ["a"]}), Examples([])) == {}
 
 
 def test_the_prediction_asks_for_as_many_tokens_as_were_trained():
@@ -242,7 +243,7 @@ def test_some_steps_lower_the_loss_and_the_summarize_task_writes_what_was_learne
     task = Summarize(Summarize.Config.model_validate({**annotation, "model": model}), pin(model))
     task.start(load(pin(model), task.needs, dtype="float32", device="cpu", threads=1, token_budget=512))
     written = task.annotate(Texts(rows["text"])).columns["summary"]
-    lead = made.baselines({"mean_words": 3}, pa.table({"text": rows["text"]}))["lead_3"]["predicted"]
+    lead = made.baselines({"mean_words": 3}, pa.table({"text": rows["text"]}), Examples([]))["lead_3"]["predicted"]
     table = pa.table({"gold": rows["label"], "ours": written, "lead": lead})
     rouge = {
         name: measure(TextsKind("gold", name), table, resamples=0).figures["rouge1"].value for name in ("ours", "lead")

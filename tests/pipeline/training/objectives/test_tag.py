@@ -14,6 +14,7 @@ from pipeline.models.reference import ModelSettings, pin
 from pipeline.quarantine import Reason
 from pipeline.tasks.base import Texts
 from pipeline.tasks.tag import Tag as TagTask
+from pipeline.training.examples import Examples
 from pipeline.training.job import DataSettings, TrainingSettings
 from pipeline.training.objectives import find
 from pipeline.training.objectives.tag import SPANS, TEXT, Tag
@@ -55,6 +56,28 @@ def tag(prepare, bert):
 
 def test_it_is_found_by_its_name():
     assert find("tag") is Tag
+
+
+def test_a_baseline_marks_again_what_was_marked(tag, tmp_path):
+    marked = {
+        "text": ["Anna lives in York", "in York", "York Oslo"],
+        "label": [
+            [{"label": "PER", "start": 0, "end": 4}, {"label": "LOC", "start": 14, "end": 18}],
+            [{"label": "LOC", "start": 3, "end": 7}],
+            [{"label": "PER", "start": 0, "end": 4}, {"label": "LOC", "start": 0 + 5, "end": 9}],
+        ],
+    }
+    path = tmp_path / "train.arrow"
+    examples = tag.encode(marked).examples
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, examples.schema) as writer:
+        writer.write_table(examples)
+    judged = pa.table({"text": ["from Oslo to York, Kim", "Anna", ""]})
+    found = tag.baselines({}, judged, Examples([str(path)]))["memory"]["predicted"].to_pylist()
+    assert found == [
+        [{"label": "LOC", "start": 5, "end": 9}, {"label": "LOC", "start": 13, "end": 17}],
+        [{"label": "PER", "start": 0, "end": 4}],
+        [],
+    ]
 
 
 def test_it_needs_a_label_column_and_one_text():

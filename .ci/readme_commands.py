@@ -28,14 +28,15 @@ def commands(block: str) -> list[str]:
 
 
 def script(page: str) -> str:
-    """One shell script out of every `sh` and `python` block; it tells each command before it runs.
+    """One shell script out of every `sh` and `python` block; it tells the time and each command before it runs.
 
     `|| exit` because `set -e` overlooks a failure on the left of `&&`.
     """
     parts = []
     for language, text in blocks(page):
         if language == "sh":
-            parts += [f"echo {shlex.quote(f'$ {command}')} >&2\n{command} || exit\n" for command in commands(text)]
+            for command in commands(text):
+                parts.append(f'echo "[$SECONDS s]" {shlex.quote(f"$ {command}")} >&2\n{command} || exit\n')
         elif language == "python":
             parts.append(f"python - <<'END_OF_BLOCK' || exit\n{text}END_OF_BLOCK\n")
     return "".join(parts)

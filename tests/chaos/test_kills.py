@@ -158,6 +158,10 @@ def _run_to_the_end(job: Job, chance: random.Random, kills_left: int) -> int:
         process = job.start(failpoint)
         hit = kill(job, process, chance)
         kills += hit
+        # A worker's death ends no run: as likely as not the next one dies in the same.
+        while hit and kills < kills_left and not job.node_died and chance.random() < 0.5:
+            hit = _worker(r".")(job, process, chance)
+            kills += hit
         output, errors = process.communicate(timeout=180)
         assert "Traceback" not in errors
         assert not committed.intersection(job.computed_shards()[computed:])  # what has a receipt is never done again

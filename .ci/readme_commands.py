@@ -35,11 +35,14 @@ def script(page: str) -> str:
     parts = []
     for language, text in blocks(page):
         if language == "sh":
-            for command in commands(text):
-                parts.append(f'echo "[$SECONDS s]" {shlex.quote(f"$ {command}")} >&2\n{command} || exit\n')
+            parts += [_told(command) for command in commands(text)]
         elif language == "python":
             parts.append(f"python - <<'END_OF_BLOCK' || exit\n{text}END_OF_BLOCK\n")
     return "".join(parts)
+
+
+def _told(command: str) -> str:
+    return f'echo "[$SECONDS s]" {shlex.quote(f"$ {command}")} >&2\n{command} || exit\n'
 
 
 if __name__ == "__main__":

@@ -63,6 +63,17 @@ _QUICKLY = {
 }
 
 
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""glibc's: what a step frees, the next step takes again. By default large blocks go back to the kernel each time, which
+then fills their pages with zeros anew: after a thousand steps that was a quarter of a worker's time, and its memory had
+grown from 2.3 to 6 GB."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What a training leaves."""
@@ -150,6 +161,7 @@ def _trainer(work: Work, workers: TrainWorkers, run: str) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(work.store.full(run)),
+            worker_runtime_env={"env_vars": _ALLOCATOR} if work.device == "cpu" else None,
             failure_config=ray.train.FailureConfig(
                 max_failures=DEATHS_AT_MOST, controller_failure_limit=STARTS_AT_MOST
             ),

@@ -27,7 +27,7 @@ from cluster.placement import (
 )
 from pipeline.errors import PlacementError, RunError
 from pipeline.models.memory import machine_memory_bytes
-from pipeline.workers import Pools, TrainWorkers
+from pipeline.workers import Pools, TrainWorkers, Workers
 
 SPARE_CPUS = 0.5
 """CPUs of a cluster left for read and commit tasks."""
@@ -80,7 +80,11 @@ class RayCluster:
         settings = self._settings
         assert isinstance(settings, TrainClusterSettings), "a job that trains has its own cluster section"
         nodes = [_this_machine()] if self._is_embedded() else self._nodes()
-        self._train_workers = place_workers(settings, nodes, weights_bytes)
+        self._train_workers = found = place_workers(settings, nodes, weights_bytes, grows=not self._is_embedded())
+        if self._is_embedded() and found.gpus:
+            from pipeline.models.device import require_gpus  # torch takes seconds
+
+            require_gpus(Workers(found.least, found.cpus, found.gpus, found.threads, None, None))
         return self._train_workers
 
     def _is_embedded(self) -> bool:
@@ -138,9 +142,9 @@ class RayCluster:
             # Training and annotating take turns.
             cpus = max(
                 sum(each.actors * each.cpus_per_actor for each in pools),
-                training.count * training.cpus if training else 0,
+                max(training.count * training.cpus, _cpus()) if training else 0,  # it is judged with all that there is
             )
-            on_gpus = any(each.gpus_per_actor > 0 for each in pools) or (training is not None and training.gpus > 0)
+            on_gpus = any(each.gpus_per_actor > 0 for each in pools)
             if training is not None and training.memory_bytes:
                 memory = [max(sum(memory), training.count * training.memory_bytes)]
             try:
@@ -148,7 +152,7 @@ class RayCluster:
                     address="local",
                     num_cpus=int(cpus + beside),
                     # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
-                    num_gpus=_gpus() if on_gpus else 0,
+                    num_gpus=_gpus() if on_gpus or training is not None else 0,
                     object_store_memory=settings.object_store_memory,
                     # Ray would offer less than was asked for, and wait without end for a place for the last actor.
                     _memory=sum(memory) or None,

@@ -182,8 +182,10 @@ TRAIN_FACTOR = 5
 """A worker's memory beside the model's float32 weights: gradients, two moments, and as much again for activations."""
 
 
-def place_workers(settings: TrainClusterSettings, nodes: Sequence[Node], weights_bytes: int) -> TrainWorkers:
-    """The workers of a training on these nodes.
+def place_workers(
+    settings: TrainClusterSettings, nodes: Sequence[Node], weights_bytes: int, grows: bool = True
+) -> TrainWorkers:
+    """The workers of a training on these nodes; `grows`: nodes may come, and workers with them.
 
     Raises PlacementError where the least that was asked for does not fit; it says what there is.
     """
@@ -209,6 +211,8 @@ def place_workers(settings: TrainClusterSettings, nodes: Sequence[Node], weights
         )
     if asked is None:  # as many as there is room for, and always as many on this machine
         least = most = fitting
+    if not grows:
+        most = fitting
     return TrainWorkers(most, least, shares, gpus, settings.memory_per_worker)
 
 

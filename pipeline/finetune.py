@@ -97,6 +97,8 @@ def finetune(job: FinetuneJob, cluster: TrainCluster, watcher: Watcher, began: f
     objective.check_model(model)
     report.check(job, objective)
     workers = cluster.train_workers(model.weights_bytes)
+    if job.training.sharded and workers.device == "cpu":
+        raise JobError("training.sharded divides a model among GPUs, and these workers have none: leave it out")
     plan = _plan(job, model, objective.larger(model), rows, workers)
     with Lease.acquire(store, run_id := new_run_id()):
         plan = _pinned(store, plan)

@@ -6,11 +6,7 @@
 The files are those of the pinned digest on the node of this process. Every fault is a ModelError of one line.
 """
 
-import contextlib
-import io
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,9 @@ import transformers
 
 from pipeline.errors import ModelError
 from pipeline.models import gguf
+from pipeline.models.attention import use_plain_attention
+from pipeline.models.first_token import read_first_token
+from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.workers import Device
 
@@ -30,6 +29,7 @@ _ENCODERS = frozenset(
     {"albert", "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "modernbert"}
     | {"rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
+_WRITING = frozenset({"AutoModelForCausalLM", "AutoModelForSeq2SeqLM"})
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -66,6 +66,9 @@ def load(
     pinned = on_this_node(pinned)
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
+    read_first_token(module)
+    if device == "cpu" and dtype == "bfloat16" and auto_class not in _WRITING:
+        use_plain_attention(module, or_eagerly=False)
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
         module = module.to(device).eval()
@@ -200,23 +203,3 @@ def _one_line(fault: Exception, most_chars: int = 300) -> str:
     """The gist of a message that may have many lines."""
     text = " ".join(str(fault).split()) or "no message"
     return f"{type(fault).__name__}: {text[:most_chars]}{'…' if len(text) > most_chars else ''}"
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Inside the block transformers neither draws bars nor warns: what matters becomes an error.
-
-    The bar of unpacking a GGUF file cannot be switched off, so what is written to standard error meanwhile is dropped.
-    """
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()

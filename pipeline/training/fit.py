@@ -141,6 +141,8 @@ def _train(work: Work, workers: TrainWorkers, run: str, watcher: Watcher) -> Non
             raise RunError(f"the training failed: {json.loads(fault)['message']}")
         if ended is None:
             return
+        if isinstance(getattr(ended, "controller_failure", None), ray.exceptions.RayActorError):
+            continue  # a worker died in the very moment in which it was told to begin
         if isinstance(ended, ray.train.TrainingFailedError):
             raise RunError(f"the training failed: {_cause(ended)}; the same command goes on") from ended
         if not isinstance(ended, ray.exceptions.RayActorError):
@@ -230,7 +232,7 @@ def _worker(config: Mapping[str, Any]) -> None:
         if start is not None:
             train(work, rank, ranks, device, start)
     except Exception as error:
-        if ranks == 1 or not _of_a_neighbour(error):
+        if ranks == 1 or not (_taken_down() or _of_a_neighbour(error)):
             _tell(work, run, error)
         raise
 
@@ -278,6 +280,13 @@ def _tell(work: Work, run: str, error: Exception) -> None:
         words = str(error).strip().splitlines()
         message = f"{type(error).__name__}{f': {words[0]}' if words else ''}; see {work.store.full(ERROR)}"
     work.store.write_new(f"{run}/fault.json", json.dumps({"message": message}).encode())
+
+
+def _taken_down() -> bool:
+    """Whether Ray Train has ended the group of the workers under this one: the attempt is over, and another begins."""
+    import torch.distributed as dist
+
+    return not dist.is_initialized()
 
 
 def _of_a_neighbour(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 from pipeline.errors import JobError, ModelError
-from pipeline.models.loading import quietly
+from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel
 from pipeline.training.dropout import set_attention_dropout
 
@@ -127,12 +127,21 @@ def with_lora(module: nn.Module, settings: "LoraSettings", head: Sequence[str]) 
     except ImportError as error:
         raise JobError('training.lora needs peft: pip install "corpusmill[train]"') from error
     targets: Any = settings.targets
+    frozen = [
+        name
+        for name, part in module.named_modules()
+        if (weight := getattr(part, "weight", None)) is not None and not weight.requires_grad
+    ]
+    trained = [
+        name for name in head if any(parameter.requires_grad for parameter in module.get_submodule(name).parameters())
+    ]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type] # it is only divided by
         lora_dropout=settings.dropout,
         target_modules=targets,
-        modules_to_save=list(head) or None,
+        modules_to_save=trained or None,
+        exclude_modules=frozen or None,
         bias="none",
     )
     try:
@@ -141,6 +150,12 @@ def with_lora(module: nn.Module, settings: "LoraSettings", head: Sequence[str]) 
         return adapted
     except ValueError as error:
         raise JobError(f"training.lora: targets {settings.targets}: {error}") from error
+
+
+def without_adapters(module: nn.Module) -> Any:
+    """The model that LoRA's updates stand in, or the module itself."""
+    inner: Any = module
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def save(module: Any, tokenizer: Any, folder: str, max_tokens: int) -> None:
@@ -163,7 +178,11 @@ def load_checkpoint(objective: "Objective", learned: "Learned", training: "Train
     module: Any = objective.build(learned, training)
     if hasattr(module, "merge_and_unload"):  # LoRA's updates alone
         module.load_adapter(folder, "default", is_trainable=False)
-    else:
+    elif Path(folder, "model.safetensors").exists():
         load_model(module, str(Path(folder, "model.safetensors")))
+    else:  # of more than 50 GB, in several files
+        from transformers.trainer_utils import load_sharded_checkpoint
+
+        load_sharded_checkpoint(module, folder, strict=False)  # of weights that are tied it has one
     loaded: nn.Module = module
     return loaded

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.batching import micro_batches, padding
 from pipeline.errors import RunError
+from pipeline.models.attention import use_plain_attention
+from pipeline.models.first_token import read_first_token
 from pipeline.training import checkpoints
-from pipeline.training.attention import use_plain_attention
 from pipeline.training.dropout import use_byte_dropout
 from pipeline.training.examples import Examples
 from pipeline.training.job import FinetuneJob
-from pipeline.training.masters import MasterAdamW
+from pipeline.training.loading import without_adapters
+from pipeline.training.masters import MasterAdamW, in_bfloat16
 from pipeline.training.objectives.base import Objective
 from pipeline.training.order import Order, shared_out
 from pipeline.training.rows import started
@@ -168,6 +170,11 @@ class _Trainer(transformers.Trainer):
             schedule = loop.work.schedule
             checkpoints.prune(loop.work.store, schedule.scores(self.state.log_history), loop.keep)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.loop.masters:  # peft makes its adapters float32 as it loads them
+            in_bfloat16(self.model)
+
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         return 0
 
@@ -207,20 +214,33 @@ class _Loop:
         torch.manual_seed(_mixed(self.job.training.seed, number, self.rank))
         random = np.random.default_rng([self.job.training.seed, number, self.rank])
         weight = float(self.train.weights_E[rows_B].sum())
-        mine = shared_out(rows_B, self.train.lengths_E, self.ranks)[self.rank]
-        tokens = int(self.train.lengths_E[rows_B].sum())
-        if len(mine) == 0:
-            tensors = self._tensors(self.train, rows_B[:1], random)
-            return Step([Micro(tensors, 0.0)], tokens, 0)
+        shares = shared_out(rows_B, self.train.lengths_E, self.ranks)
+        mine = shares[self.rank]
         lengths = self.train.lengths_E[mine]
-        batches = (
-            [np.arange(len(mine))]
-            if self.objective.whole_batch
-            else micro_batches(lengths, self.work.micro_batch_tokens)
-        )
+        batches = self._cut(lengths)
         scale = self.ranks / weight  # the ranks' gradients are averaged, and a step's loss is their sum
         micros = [Micro(self._tensors(self.train, mine[batch], random), scale) for batch in batches]
-        return Step(micros, tokens, padding(lengths, batches))
+        passes = max(1, self._passes([self._cut(self.train.lengths_E[each]) for each in shares]))
+        for _ in range(passes - len(micros)):
+            micros.insert(0, Micro(self._tensors(self.train, rows_B[:1], random), 0.0))
+        return Step(micros, int(self.train.lengths_E[rows_B].sum()), padding(lengths, batches) if batches else 0)
+
+    def _cut(self, lengths_B: npt.NDArray[np.int64]) -> list[npt.NDArray[np.intp]]:
+        """The micro-batches of a rank's share."""
+        if not len(lengths_B):
+            return []
+        return (
+            [np.arange(len(lengths_B))]
+            if self.objective.whole_batch
+            else micro_batches(lengths_B, self.work.micro_batch_tokens)
+        )
+
+    def _passes(self, cuts: Sequence[Sequence[Any]]) -> int:
+        """Forward passes that a rank makes at least: where they share the weights, as many as any other.
+
+        With FSDP a pass gathers weights from all ranks: who left one out would let the others wait for ever.
+        """
+        return max(map(len, cuts)) if self.job.training.sharded else 0
 
     def note(self, number: int, rows: list[int]) -> None:
         """Write down that a step begins."""
@@ -277,17 +297,20 @@ class _Loop:
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Loss and figures over all validation examples; every rank computes its share and learns the whole."""
         model.eval()
-        everything = np.arange(len(self.validation))
-        mine = everything[self.rank :: self.ranks]
-        budget = 2 * self.work.micro_batch_tokens
+        shares = [np.arange(len(self.validation))[rank :: self.ranks] for rank in range(self.ranks)]
+        mine, budget = shares[self.rank], 2 * self.work.micro_batch_tokens
+        cuts = [micro_batches(self.validation.lengths_E[each], budget) if len(each) else [] for each in shares]
         random = np.random.default_rng(self.job.training.seed)
         loss, judged = 0.0, []
         with torch.no_grad():
-            for batch in micro_batches(self.validation.lengths_E[mine], budget) if len(mine) else []:
+            for batch in cuts[self.rank]:
                 tensors = self._tensors(self.validation, mine[batch], random)
                 summed, kept = self.objective.judge(_bare(model), tensors, self.work.learned)
                 loss += float(summed)
                 judged.append(kept)
+            for _ in range(self._passes(cuts) - len(judged)):
+                tensors = self._tensors(self.validation, shares[0][:1], random)
+                self.objective.judge(_bare(model), tensors, self.work.learned)
         parts: list[Any] = [(loss, judged)]
         if self.ranks > 1:
             parts = [None] * self.ranks
@@ -301,11 +324,15 @@ class _Loop:
     def run(self, start: Start) -> None:
         """Train to the end of the schedule."""
         model = self.objective.build(self.work.learned, self.job.training)
+        inner = without_adapters(model)
+        read_first_token(inner)
         if self.work.device == "cpu":
             use_byte_dropout(model)
             use_plain_attention(model)
+        if getattr(inner, "_weight_conversions", None):
+            inner._weight_conversions = []  # a checkpoint has the module's own names, not those of the file it is from
         if self.masters:
-            model.to(torch.bfloat16)
+            in_bfloat16(model)
         resumed = None if start.step is None else checkpoints.folder_of(self.work.store, start.step)
         if resumed is not None:
             self.before = checkpoints.sums(resumed)

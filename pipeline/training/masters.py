@@ -8,7 +8,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.adamw import adamw
+
+
+def in_bfloat16(module: nn.Module) -> None:
+    """Its weights in bfloat16; what is none (the frequencies of rotary positions) stays, as where a model is loaded."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 class MasterAdamW(torch.optim.Optimizer):

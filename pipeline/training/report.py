@@ -10,6 +10,7 @@ metrics(…)                              -> metrics.json:
 """
 
 import hashlib
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -84,6 +85,15 @@ def check(job: FinetuneJob, objective: Objective) -> None:
     kind = find(objective.prediction(NAME).kind)
     check_gate(job.gate, kind.figures)
     check_libraries(["matplotlib", *_LIBRARIES, *_LIBRARIES_OF.get(kind.__name__, ())])
+    for option, package in (("log", job.training.log), ("lora", "peft" if job.training.lora else None)):
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise JobError(f"training.{option} needs {package}, which is not installed: pip install {package}")
+    figures = ("loss", *objective.validation_figures())
+    if job.training.best is not None and job.training.best not in figures:
+        raise JobError(
+            f"training.best: a validation of {job.objective.name} has no figure {job.training.best!r}; it has "
+            f"{', '.join(figures)}"
+        )
     if job.gate is None:
         return
     split = job.data.split

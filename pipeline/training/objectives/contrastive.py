@@ -125,12 +125,14 @@ class Contrastive(Objective):
 
     def build(self, learned: Learned, training: "TrainingSettings") -> "nn.Module":
         """The encoder, without the pooler that no embedding comes from: what gets no gradient stops several workers."""
+        from pipeline.training.loading import without_adapters
+
         self.check_model(self.model)
-        module: Any = super().build(learned, training)
-        inner = module.get_base_model() if hasattr(module, "get_base_model") else module
+        module = super().build(learned, training)
+        inner = without_adapters(module)
         if getattr(inner, "pooler", None) is not None:
             inner.pooler = None
-        return module  # type: ignore[no-any-return]
+        return module
 
     def batch(self, examples: pa.Table, learned: Learned, random: np.random.Generator) -> "dict[str, torch.Tensor]":  # noqa: ARG002
         """`text.…` and `label.…`: ids and mask of each side; `own_BB`: which pairs are no negatives of each other."""

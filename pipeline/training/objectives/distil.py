@@ -334,8 +334,8 @@ class Distil(Classify):
         if self._module is None:
             import torch
 
+            from pipeline.models.attention import use_plain_attention
             from pipeline.models.loading import load
-            from pipeline.training.attention import use_plain_attention
 
             self._module = load(self.teacher, self.needs, "float32", "cpu", torch.get_num_threads(), 1).module
             assert self._module is not None

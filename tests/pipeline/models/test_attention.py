@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.training.attention import NAME, use_plain_attention
+from pipeline.models.attention import NAME, use_plain_attention
 
 SMALL = {
     "vocab_size": 100,
@@ -52,8 +52,25 @@ def test_values_and_gradients_are_those_of_the_model_s_own_attention(family):
         torch.testing.assert_close(plain_gradients[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_long_texts_go_another_way_to_the_same_values(family, monkeypatch):
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(CONFIGS[family]).eval()
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    inputs = {"input_ids": torch.randint(3, 100, (3, 11)), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
+    inputs["attention_mask"][1, 6:] = 0
+    use_plain_attention(model)
+    wanted = model(**inputs)[0]
+    monkeypatch.setattr("pipeline.models.attention.MOST_TOKENS", 10)
+    torch.testing.assert_close(model(**inputs)[0], wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_a_family_without_the_interface_computes_eagerly_and_a_module_of_one_s_own_is_left_alone():
     model = transformers.AutoModel.from_config(transformers.MPNetConfig(**SMALL))
     use_plain_attention(model)
     assert model.config._attn_implementation == "eager"
+    model = transformers.AutoModel.from_config(transformers.MPNetConfig(**SMALL))
+    before = model.config._attn_implementation
+    use_plain_attention(model, or_eagerly=False)
+    assert model.config._attn_implementation == before
     use_plain_attention(torch.nn.Linear(2, 2))

@@ -1,10 +1,11 @@
-"""Attention for training on a CPU: two batched products with the mask and the scale in the first, softmax between.
+"""Attention on a CPU: two batched products with the mask and the scale in the first, softmax between.
 
     use_plain_attention(model)      # families that take transformers' attention interface; others compute eagerly
 
-The fused kernel of torch is slow on the way back there (four times, at 128 tokens and heads of 32 numbers in bfloat16),
-and transformers' own plain attention casts every score to float32 and back: twice the time of this. The softmax of
-bfloat16 scores adds up in float32 inside the kernel, as it does everywhere in torch.
+The fused kernel of torch took a third of an encoder's time there at a twentieth of its arithmetic (heads of 32 numbers,
+bfloat16), and four times as long on the way back at 128 tokens; transformers' own plain attention casts every score to
+float32 and back: twice the time of this. The softmax of bfloat16 scores adds up in float32 inside the kernel, as it
+does everywhere in torch. Scores of long texts would not fit into memory: those go through the fused kernel.
 """
 
 from typing import Any
@@ -14,9 +15,12 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from pipeline.models.loading import quietly
+from pipeline.models.quietly import quietly
 
 NAME = "corpusmill_plain"
+
+MOST_TOKENS = 1024
+"""Of a text whose scores are held at once: 24 MB of bfloat16 with twelve heads."""
 
 
 def plain_attention(
@@ -40,6 +44,16 @@ def plain_attention(
     scale = width**-0.5 if scaling is None else scaling
     if position_bias is not None:
         attention_mask = position_bias if attention_mask is None else position_bias + attention_mask
+    if size > MOST_TOKENS:
+        found = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            None if attention_mask is None else attention_mask.to(query.dtype),
+            dropout if module.training else 0.0,
+            scale=scale,
+        )
+        return found.transpose(1, 2).contiguous(), None
     if attention_mask is None:
         scores_NLS = torch.bmm(query_NLD * scale, key_NSD.transpose(1, 2))
     else:
@@ -51,12 +65,12 @@ def plain_attention(
     return found.transpose(1, 2).contiguous(), None
 
 
-def use_plain_attention(model: nn.Module) -> None:
-    """Compute with it from now on, or eagerly where the family does not ask the interface; in place."""
+def use_plain_attention(model: nn.Module, or_eagerly: bool = True) -> None:
+    """Compute with it from now on, in place; where the family does not ask the interface, eagerly or as before."""
     AttentionInterface.register(NAME, plain_attention)
     AttentionMaskInterface.register(NAME, eager_mask)
     bends = getattr(getattr(model, "config", None), "attn_logit_softcapping", None)  # scores, before the softmax
-    ways = ["eager"] if bends else [NAME, "eager"]
+    ways = ([] if bends else [NAME]) + (["eager"] if or_eagerly else [])
     for way in ways:
         try:
             with quietly():

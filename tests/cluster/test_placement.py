@@ -263,6 +263,13 @@ def test_an_elastic_training_keeps_its_bounds() -> None:
     assert (workers.least, workers.count) == (2, 8)
 
 
+def test_on_one_machine_no_more_workers_come_than_it_has_room_for() -> None:
+    settings = TrainClusterSettings(workers=[1, 8], cpus_per_worker=4)
+    assert place_workers(settings, [LAPTOP], MINILM_BYTES).count == 8
+    there = place_workers(settings, [LAPTOP], MINILM_BYTES, grows=False)
+    assert (there.least, there.count) == (1, 2)
+
+
 def test_workers_that_do_not_fit_are_told_with_what_there_is() -> None:
     told = r"cluster.workers is 9, but only 8 workers of 1 CPUs, 0 GPUs and 1.1 GiB of memory fit \(.*8 CPUs.*; ask for"
     with pytest.raises(PlacementError, match=told):

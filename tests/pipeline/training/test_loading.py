@@ -117,6 +117,13 @@ def test_lora_trains_its_updates_and_the_new_head(make_encoder: MakeEncoder) -> 
     )
 
 
+def test_what_is_frozen_gets_no_updates_either(make_encoder: MakeEncoder) -> None:
+    module = _pretrained(make_encoder(), lora=LoraSettings(rank=4), freeze=["encoder.layer.0"])
+    updated = [name for name in _trainable(module) if "lora_" in name]
+    assert updated
+    assert not any("layer.0." in name for name in updated)
+
+
 def test_modules_that_lora_does_not_find_are_told(make_encoder: MakeEncoder) -> None:
     with pytest.raises(JobError, match=r"training\.lora: .*nowhere"):
         _pretrained(make_encoder(), lora=LoraSettings(targets=["nowhere"]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,9 @@ from torch.multiprocessing.spawn import spawn
 
 from pipeline.errors import RunError
 from pipeline.training import checkpoints, loop
+from pipeline.training import rows as training_rows
+from pipeline.training.job import FinetuneJob
+from pipeline.training.loading import load_checkpoint
 from pipeline.training.loop import STEPS
 from pipeline.training.standing import PROGRESS
 from pipeline.training.work import Start, Work
@@ -130,6 +134,51 @@ def test_what_goes_on_is_what_would_have_been(
     both = [checkpoints.sums(checkpoints.folder_of(each.store, 12)) for each in (work, other)]
     assert both[0]["tokens"] == both[1]["tokens"]
     assert both[0]["padding_tokens"] == both[1]["padding_tokens"]
+
+
+def test_weights_whose_file_had_other_names_are_found_again(
+    make_work: MakeWork, make_encoder: Callable[..., Path], at_another_place: Move, tmp_path: Path
+) -> None:
+    # bert-base-uncased has LayerNorm.gamma and LayerNorm.beta; what transformers saves of it has these names too
+    old = tmp_path / "old"
+    shutil.copytree(make_encoder(), old)
+    weights = safetensors.torch.load_file(old / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in weights.items()
+    }
+    assert set(renamed) != set(weights)
+    safetensors.torch.save_file(renamed, old / "model.safetensors", {"format": "pt"})
+    work = make_work(model=str(old), training={"steps": 4, "checkpoint_every": 2, "dropout": 0.0})
+    on = at_another_place(work, "on")
+    _train(work)
+    shutil.copytree(checkpoints.folder_of(work.store, 2), checkpoints.folder_of(on.store, 2))
+    _train(on, 2)
+    for name, tensor in _weights(work).items():
+        torch.testing.assert_close(_weights(on)[name], tensor, rtol=0, atol=0)
+    job = FinetuneJob.model_validate(work.job)
+    objective = training_rows.started(job, work.model, work.max_tokens, work.schema)
+    module = load_checkpoint(objective, work.learned, job.training, str(checkpoints.folder_of(work.store, 4)))
+    trained = dict(module.named_parameters())
+    for name, tensor in _weights(work).items():
+        torch.testing.assert_close(trained[name].detach(), tensor, rtol=0, atol=0, check_dtype=False)
+
+
+def test_where_weights_are_shared_out_every_rank_makes_as_many_passes(make_work: MakeWork) -> None:
+    work = make_work(training={"steps": 1}, micro_batch_tokens=60)
+    rows_B = np.arange(7, dtype=np.intp)
+    job = FinetuneJob.model_validate(work.job)
+    sharded = job.model_copy(update={"training": job.training.model_copy(update={"sharded": True})})
+    steps = {}
+    for name, each in (("whole", job), ("sharded", sharded)):
+        told = replace(work, job=each.model_dump(mode="json"))
+        steps[name] = [loop._Loop(told, rank, 3, CPU).step(rows_B, 0) for rank in range(3)]
+    counts = {name: [len(step.micros) for step in found] for name, found in steps.items()}
+    assert len(set(counts["whole"])) > 1
+    assert counts["sharded"] == [max(counts["whole"])] * 3
+    for whole, padded in zip(steps["whole"], steps["sharded"], strict=True):
+        scales = [micro.scale for micro in padded.micros]
+        assert scales == [0.0] * (len(scales) - len(whole.micros)) + [micro.scale for micro in whole.micros]
 
 
 def test_each_epoch_sees_every_row_once_and_each_in_another_order(make_work: MakeWork) -> None:

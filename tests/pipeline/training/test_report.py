@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 from typing import Any
@@ -160,6 +161,25 @@ def test_a_gate_asks_for_a_figure_of_its_objective_and_a_model_that_is_there() -
     asks = job(gate={"metric": "accuracy", "not_worse_than": "models/nowhere"})
     with pytest.raises(ModelError, match="nowhere"):
         report.check(asks, objective_over(asks, SCHEMA))
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (
+            {"best": "macro_F1"},
+            "a validation of classify has no figure 'macro_F1'; it has loss, macro_f1",
+        ),
+        ({"log": "wandb"}, "training.log needs wandb, which is not installed: pip install wandb"),
+    ],
+)
+def test_what_only_the_end_of_a_training_would_tell_is_told_before(training: dict[str, str], words: str) -> None:
+    asks = job(training=training)
+    if "log" in training and importlib.util.find_spec(training["log"]) is not None:
+        pytest.skip("wandb is installed here")
+    with pytest.raises(JobError) as told:
+        report.check(asks, objective_over(asks, SCHEMA))
+    assert words in str(told.value)
 
 
 def test_the_label_is_looked_for_where_the_job_says() -> None:

@@ -28,12 +28,6 @@ os.environ.pop("FORCE_COLOR", None)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: whoever starts Ray, or waits for a process to die, leaves its core to another."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout."""

@@ -27,7 +27,7 @@ from cluster.placement import (
 )
 from pipeline.errors import PlacementError, RunError
 from pipeline.models.memory import machine_memory_bytes
-from pipeline.workers import Pools, TrainWorkers, Workers
+from pipeline.workers import Pools, TrainWorkers
 
 SPARE_CPUS = 0.5
 """CPUs of a cluster left for read and commit tasks."""
@@ -63,10 +63,11 @@ class RayCluster:
             nodes = [_this_machine()]
             check_object_store(self._settings, nodes[0])
             self._pools = place(self._settings, nodes, weights_bytes, spare_cpus=0)
-            if any(workers.gpus_per_actor > 0 for workers in self._pools.values()):
+            if on_gpus := [each for each in self._pools.values() if each.gpus_per_actor > 0]:
                 from pipeline.models.device import require_gpus  # torch takes seconds
 
-                require_gpus(*self._pools.values())
+                asked = sum(each.actors * each.gpus_per_actor for each in on_gpus)
+                require_gpus(asked, f"{sum(each.actors for each in on_gpus)} actors", "gpus_per_actor")
         else:
             nodes = self._nodes()
             self._pools = place(self._settings, nodes, weights_bytes, spare_cpus=SPARE_CPUS)
@@ -75,17 +76,18 @@ class RayCluster:
     def train_workers(self, weights_bytes: int) -> TrainWorkers:
         """Place the workers of a training of a model of so many bytes in float32.
 
-        Raises PlacementError: they do not fit, no GPU is there, no cluster answers.
+        Raises PlacementError: they do not fit, no GPU is there, torch cannot see it, no cluster answers.
         """
         settings = self._settings
         assert isinstance(settings, TrainClusterSettings), "a job that trains has its own cluster section"
-        nodes = [_this_machine()] if self._is_embedded() else self._nodes()
-        self._train_workers = found = place_workers(settings, nodes, weights_bytes, grows=not self._is_embedded())
-        if self._is_embedded() and found.gpus:
+        embedded = self._is_embedded()
+        nodes = [_this_machine()] if embedded else self._nodes()
+        self._train_workers = found = place_workers(settings, nodes, weights_bytes, grows=not embedded)
+        if embedded and found.gpus:
             from pipeline.models.device import require_gpus  # torch takes seconds
 
-            require_gpus(Workers(found.least, found.cpus, found.gpus, found.threads, None, None))
-        return self._train_workers
+            require_gpus(found.least * found.gpus, f"{found.least} workers", "gpus_per_worker")
+        return found
 
     def _is_embedded(self) -> bool:
         return self._settings.address == "local" and (self._own or not _runs_already())
@@ -139,12 +141,11 @@ class RayCluster:
             assert pools or training, "workers() or train_workers() comes first"
             memory = [each.actors * each.memory_bytes for each in pools if each.memory_bytes is not None]
             beside = max(2, 2, *(each.actors for each in pools))
-            # Training and annotating take turns.
-            cpus = max(
-                sum(each.actors * each.cpus_per_actor for each in pools),
-                max(training.count * training.cpus, _cpus()) if training else 0,  # it is judged with all that there is
-            )
+            cpus = sum(each.actors * each.cpus_per_actor for each in pools)
             on_gpus = any(each.gpus_per_actor > 0 for each in pools)
+            if training is not None:  # afterwards the model is judged, with all that this machine has
+                cpus = max(cpus, training.count * training.cpus, _cpus())
+                on_gpus = True
             if training is not None and training.memory_bytes:
                 memory = [max(sum(memory), training.count * training.memory_bytes)]
             try:
@@ -152,7 +153,7 @@ class RayCluster:
                     address="local",
                     num_cpus=int(cpus + beside),
                     # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
-                    num_gpus=_gpus() if on_gpus or training is not None else 0,
+                    num_gpus=_gpus() if on_gpus else 0,
                     object_store_memory=settings.object_store_memory,
                     # Ray would offer less than was asked for, and wait without end for a place for the last actor.
                     _memory=sum(memory) or None,

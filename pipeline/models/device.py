@@ -9,7 +9,7 @@ The driver asks this while it plans, so torch is imported only where a GPU is me
 from pathlib import Path
 
 from pipeline.errors import JobError, PlacementError
-from pipeline.workers import Device, Workers
+from pipeline.workers import Device
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -51,12 +51,13 @@ def training_budget(device: Device) -> int:
     return _TRAINING_TOKENS[device]
 
 
-def require_gpus(*pools: Workers) -> None:
-    """Raises PlacementError where torch sees fewer GPUs on this machine than the pools' actors ask for together."""
+def require_gpus(asked: float, whose: str, option: str) -> None:
+    """Raises PlacementError where torch sees fewer GPUs on this machine than are asked for.
+
+    `whose`: "2 actors"; `option`: what the job sets to 0 to do without.
+    """
     import torch
 
-    actors = sum(each.actors for each in pools if each.gpus_per_actor > 0)
-    asked = sum(each.actors * each.gpus_per_actor for each in pools)
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen >= asked:
         return
@@ -65,7 +66,7 @@ def require_gpus(*pools: Workers) -> None:
     else:
         why = "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
     raise PlacementError(
-        f"cluster: {actors} actors need {asked:g} GPUs, but torch sees {seen} here; {why}, or set gpus_per_actor to 0"
+        f"cluster: {whose} need {asked:g} GPUs, but torch sees {seen} here; {why}, or set {option} to 0"
     )
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 
 from cluster.connect import RayCluster
-from cluster.placement import ClusterSettings
+from cluster.placement import ClusterSettings, TrainClusterSettings
 from pipeline.errors import PlacementError, RunError
 
 SETTINGS = ClusterSettings(actors=1, memory=1 << 30, object_store_memory=100 << 20)
@@ -112,13 +112,28 @@ def test_gpus_that_torch_cannot_see_are_refused_before_ray_starts(monkeypatch: p
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(PlacementError, match="torch"):
         RayCluster(ClusterSettings(gpus_per_actor=1)).workers({None: 0})
+    with pytest.raises(PlacementError, match=r"1 workers need 1 GPUs, but torch sees 0 here; .* gpus_per_worker to 0"):
+        RayCluster(TrainClusterSettings()).train_workers(0)
+
+
+def test_a_model_is_judged_with_all_that_there_is_however_little_trained_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr("cluster.connect._cpus", lambda: 5)
+    settings = TrainClusterSettings(workers=1, cpus_per_worker=1, object_store_memory=100 << 20)
+    cluster = RayCluster(settings)
+    assert cluster.train_workers(0).count == 1
+    with cluster.connected():
+        judging = cluster.workers({None: 0})[None]
+        assert judging.actors * judging.cpus_per_actor == 5
+        assert ray.cluster_resources()["CPU"] > 5  # what reads and commits has a place beside them
 
 
 def test_an_embedded_ray_has_a_gpu_for_each_share_that_was_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    monkeypatch.setattr("pipeline.models.device.require_gpus", lambda *_pools: None)  # Ray counts without looking
+    monkeypatch.setattr("pipeline.models.device.require_gpus", lambda *_asked: None)  # Ray counts without looking
     settings = ClusterSettings(actors=2, gpus_per_actor=0.6, cpus_per_actor=0.5, object_store_memory=100 << 20)
     cluster = RayCluster(settings)
     cluster.workers({None: 0})

@@ -5,7 +5,6 @@ import pytest
 
 from pipeline.errors import JobError, PlacementError
 from pipeline.models.device import default_budget, require_gpus, resolve_dtype, training_budget
-from pipeline.workers import Workers
 
 
 def cpu_info(tmp_path, flags):
@@ -47,12 +46,10 @@ def test_gpus_that_torch_does_not_see_are_refused():
     import torch
 
     there = torch.cuda.device_count()
-    workers = Workers(there + 2, 1.0, 1.0, 1, None)
-    with pytest.raises(
-        PlacementError, match=f"need {there + 2} GPUs, but torch sees {there} here; .*gpus_per_actor to 0"
-    ):
-        require_gpus(workers)
-    require_gpus(Workers(2, 1.0, 0.0, 1, None))
+    told = f"3 actors need {there + 2} GPUs, but torch sees {there} here; .*, or set gpus_per_actor to 0"
+    with pytest.raises(PlacementError, match=told):
+        require_gpus(there + 2, "3 actors", "gpus_per_actor")
+    require_gpus(there, "3 actors", "gpus_per_actor")
 
 
 def test_every_device_has_a_budget():

@@ -219,7 +219,7 @@ def _cause(error: BaseException) -> str:
 
 def _worker(config: Mapping[str, Any]) -> None:
     """One rank, in Ray's process."""
-    from pipeline.training.loop import train  # the controller, which unpacks this function too, has no need of torch
+    from pipeline.training.loop import train  # not above: the controller reads this file too
 
     work: Work = config["work"]
     run: str = config["run"]

@@ -1,4 +1,4 @@
-"""What a training is told, in a file of its own: Ray Train's controller reads it too, and needs no torch for it."""
+"""What a training is told, in a file of its own: Ray Train's controller reads it too, and needs no transformers."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.exceptions
+import ray.train
 import torch.distributed as dist
 
 from pipeline.errors import JobError, RunError
@@ -114,6 +116,34 @@ def test_attempts_count_from_each_checkpoint_anew(work: Work) -> None:
 )
 def test_a_neighbours_death_is_no_error_of_the_training(error: Exception) -> None:
     assert fit._of_a_neighbour(error)
+
+
+def test_an_error_after_the_group_was_taken_down_is_that_of_an_attempt_that_is_over(tmp_path: Path) -> None:
+    assert fit._taken_down()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        assert not fit._taken_down()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dead", ["worker at its start", "controller"])
+def test_who_dies_under_ray_trains_own_hands_is_replaced(
+    dead: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = ray.exceptions.RayActorError()
+    ends = [ray.train.ControllerError(died) if dead == "worker at its start" else died, None]
+    monkeypatch.setattr(fit, "_trainer", lambda *_: None)
+    monkeypatch.setattr(fit, "_end_of", lambda *_: ends.pop(0))
+    fit._train(work, TrainWorkers(2, 2, 1.0, 0.0, None), RUN, Silent())
+    assert not ends
+
+
+def test_an_error_of_the_controllers_own_ends_the_run(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "_trainer", lambda *_: None)
+    monkeypatch.setattr(fit, "_end_of", lambda *_: ray.train.ControllerError(ValueError("no place for a worker")))
+    with pytest.raises(RunError, match=r"the training failed: .*no place for a worker; the same command goes on"):
+        fit._train(work, TrainWorkers(2, 2, 1.0, 0.0, None), RUN, Silent())
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,23 @@ def test_where_weights_are_shared_out_every_rank_makes_as_many_passes(make_work:
         assert scales == [0.0] * (len(scales) - len(whole.micros)) + [micro.scale for micro in whole.micros]
 
 
+def test_adapters_go_on_in_bfloat16_as_they_were(make_work: MakeWork, at_another_place: Move) -> None:
+    training = {"steps": 4, "checkpoint_every": 2, "dropout": 0.0, "dtype": "bfloat16", "lora": {"rank": 4}}
+    work = make_work(training=training)
+    on = at_another_place(work, "on")
+    _train(work)
+    shutil.copytree(checkpoints.folder_of(work.store, 2), checkpoints.folder_of(on.store, 2))
+    _train(on, 2)
+    whole, resumed = (
+        safetensors.torch.load_file(checkpoints.folder_of(each.store, 4) / "adapter_model.safetensors")
+        for each in (work, on)
+    )
+    assert whole.keys() == resumed.keys()
+    for name, weights in whole.items():
+        torch.testing.assert_close(resumed[name], weights, rtol=0, atol=0)
+    assert _history(on) == _history(work)
+
+
 def test_each_epoch_sees_every_row_once_and_each_in_another_order(make_work: MakeWork) -> None:
     work = make_work(training={"epochs": 2})
     seen: list[list[int]] = []

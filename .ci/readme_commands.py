@@ -1,7 +1,10 @@
-"""Prints the commands of a Markdown page as one shell script that stops at the first failure.
+"""Writes the commands of a Markdown page as shell scripts that stop at their first failure: one for each road.
 
-A line of an `sh` block is one command (a backslash at its end goes on); a `python` block runs as one program; blocks in
-other languages are for reading.
+    python3 .ci/readme_commands.py README.md FOLDER      # FOLDER/1.sh, FOLDER/2.sh …
+
+A road begins at a block that makes a virtual environment: all after it, up to the next, is done in that one. A line of
+an `sh` block is one command (a backslash at its end goes on); a `python` block runs as one program; blocks in other
+languages are for reading.
 
     ```sh
     corpusmill verify out/quickstart    ->    corpusmill verify out/quickstart || exit
@@ -13,6 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
+BEGINS_ROAD = "python3 -m venv "
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -28,12 +32,25 @@ def commands(block: str) -> list[str]:
 
 
 def script(page: str) -> str:
-    """One shell script out of every `sh` and `python` block; it tells the time and each command before it runs.
+    """One shell script out of every `sh` and `python` block; it tells the time and each command before it runs."""
+    return _script(blocks(page))
 
-    `|| exit` because `set -e` overlooks a failure on the left of `&&`.
-    """
-    parts = []
+
+def roads(page: str) -> list[str]:
+    """A script for each road, in the order of the page; what comes before the first venv belongs to the first."""
+    divided: list[list[tuple[str, str]]] = [[]]
     for language, text in blocks(page):
+        begins = language == "sh" and text.startswith(BEGINS_ROAD)
+        if begins and any(known == "sh" for known, _ in divided[-1]):
+            divided.append([])
+        divided[-1].append((language, text))
+    return [_script(each) for each in divided]
+
+
+def _script(of: list[tuple[str, str]]) -> str:
+    """`|| exit` because `set -e` overlooks a failure on the left of `&&`."""
+    parts = []
+    for language, text in of:
         if language == "sh":
             parts += [_told(command) for command in commands(text)]
         elif language == "python":
@@ -46,4 +63,6 @@ def _told(command: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(script(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    folder = Path(sys.argv[2])
+    for number, each in enumerate(roads(Path(sys.argv[1]).read_text(encoding="utf-8")), start=1):
+        (folder / f"{number}.sh").write_text(each, encoding="utf-8")

@@ -41,6 +41,20 @@ def test_commands_of_the_page_install_run_the_quickstart_and_test(readme_command
     assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
 
 
+def test_what_a_user_does_and_the_tests_are_two_roads_from_nothing(readme_commands: ModuleType, page: str) -> None:
+    user, tests = readme_commands.roads(page)
+    assert user + tests == readme_commands.script(page)
+    assert "corpusmill run jobs/configs/steps.yaml" in user
+    assert tests.count("|| exit") == 1
+    assert "pytest" in tests
+    page = "```text\nnone\n```\n```sh\necho one\n```\n```python\ntwo\n```\n```sh\npython3 -m venv v\n```\n"
+    first, second = readme_commands.roads(page)
+    assert "echo one" in first
+    assert "two" in first
+    assert second.startswith("echo")
+    assert readme_commands.roads("nothing to run") == [""]
+
+
 @pytest.mark.parametrize("block", ["false && true\necho on", "true\nfalse\necho on", "true && \\\nfalse\necho on"])
 def test_script_stops_at_the_first_failure(readme_commands: ModuleType, block: str) -> None:
     ended = run(readme_commands.script(f"```sh\n{block}\n```\n"))

@@ -17,7 +17,6 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 Corpusmill = Callable[..., Any]
 Job = Callable[..., str]
@@ -198,17 +197,20 @@ def test_metadata_that_was_edited_by_hand_is_told_and_a_unit_without_a_valid_rec
     assert "plan.json" in refused.err
 
 
-@pytest.mark.parametrize("failpoint", ["part.before_write", "receipt.before_replace", "manifest.before_fsync"])
 def test_a_full_disk_ends_the_run_in_words_and_the_same_command_goes_on(
-    process: Corpusmill, corpusmill: Corpusmill, job: Job, tmp_path: Path, failpoint: str
+    process: Corpusmill, corpusmill: Corpusmill, job: Job, tmp_path: Path
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", [f"text {row}" for row in range(300)])
-    full = process("run", job(corpus), env={"CORPUSMILL_FAILPOINT": f"{failpoint}:1:ENOSPC"})
-    assert full.code == 1
-    assert "No space left on device" in full.err
-    assert "run the same command to go on" in full.err
-    assert ("Ray's own logs lie in" in full.err) == (failpoint != "manifest.before_fsync")  # by then Ray is done
-    assert corpusmill("run", "job.yaml").code == 0
+    job(corpus)
+    for failpoint in ("part.before_write", "receipt.before_replace", "manifest.before_fsync"):
+        full = process("run", "job.yaml", env={"CORPUSMILL_FAILPOINT": f"{failpoint}:1:ENOSPC"})
+        assert full.code == 1
+        assert "No space left on device" in full.err
+        assert "run the same command to go on" in full.err
+        assert ("Ray's own logs lie in" in full.err) == (failpoint != "manifest.before_fsync")  # by then Ray is done
+        assert corpusmill("verify", "out").code == 4
+    again = corpusmill("run", "job.yaml", "--json")
+    assert (again.code, again.summary["units_done"], again.summary["rows_out"]) == (0, 0, 300)
     assert corpusmill("verify", "out").code == 0
 
 

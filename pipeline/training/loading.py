@@ -8,7 +8,7 @@ with random weights (by the seed); anything else that is missing is an error.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,15 @@ _DROPOUTS = (
 
 
 def pretrained(
-    pinned: PinnedModel, auto_class: str, options: Mapping[str, Any], training: "TrainingSettings"
+    pinned: PinnedModel,
+    auto_class: str,
+    options: Mapping[str, Any],
+    training: "TrainingSettings",
+    begin: Callable[[nn.Module, Collection[str]], None] | None = None,
 ) -> nn.Module:
     """The model as the transformers class of a task, in float32 and ready to be trained.
+
+    `begin(module, new)` may give the weights that the pinned model does not have, by name, other first numbers.
 
     Raises ModelError: a GGUF file; transformers has no such class for it; weights are missing that no head explains.
     """
@@ -69,12 +75,14 @@ def pretrained(
         raise ModelError(
             f"model {pinned.ref!r} lacks {len(missing)} weights of its own body: {', '.join(sorted(missing)[:4])}"
         )
+    new = {*told["missing_keys"], *(each[0] for each in told["mismatched_keys"])}
+    if begin is not None:
+        begin(module, new)
     set_attention_dropout(module, training.attention_dropout)
     freeze(module, training.freeze)
     found: nn.Module = module
     if training.lora is None:
         return found
-    new = (*told["missing_keys"], *(each[0] for each in told["mismatched_keys"]))
     fresh = {name.partition(".")[0] for name in new} - {body.removesuffix(".")}
     return with_lora(found, training.lora, sorted(fresh))
 

@@ -27,7 +27,7 @@ from tests.pipeline.families import factory
 KILLS = int(os.environ.get("CORPUSMILL_TRAINING_KILLS", "1"))
 SEED = int(os.environ.get("CORPUSMILL_SEED", "20261122"))
 EPOCH_STEPS = 20  # of some 324 training rows
-STEPS, CHECKPOINT_EVERY, VALIDATE_EVERY, KEPT = 60, 4, 15, 3
+STEPS, CHECKPOINT_EVERY, VALIDATE_EVERY, KEPT = 44, 4, 15, 3
 
 WHO = {
     "worker": re.compile(r"^ray::.*RayTrainWorker"),

@@ -13,8 +13,9 @@ knows the labels of the whole corpus, so they hold targets as the corpus has the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -222,7 +223,11 @@ class Objective(ABC):
         """
         from pipeline.training.loading import pretrained
 
-        return pretrained(self.model, self.needs, self.model_options(learned), training)
+        begin = partial(self.begin, learned)
+        return pretrained(self.model, self.needs, self.model_options(learned), training, begin)
+
+    def begin(self, learned: Learned, module: "nn.Module", new: Collection[str]) -> None:
+        """Give weights that the pinned model does not have (by name) other first numbers than random ones."""
 
     def model_options(self, learned: Learned) -> dict[str, Any]:  # noqa: ARG002 - a hook
         """What `from_pretrained` is told beside the folder: the labels."""

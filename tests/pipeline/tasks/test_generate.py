@@ -603,6 +603,21 @@ def smollm():
     return pinned, load(pinned, needs, dtype="float32", device="cpu", threads=2, token_budget=2048)
 
 
+def test_a_gguf_file_tells_its_window_and_its_chat_template(smollm):
+    pinned, loaded = smollm
+    assert pinned.config["max_position_embeddings"] == 8192
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    assert loaded.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_smollm_splits_digits_one_by_one_before_anything_else(smollm):
+    tokens = smollm[1].tokenizer.tokenize("foo  12")  # as GPT-2 splits, the second space would go with the digit
+    assert tokens == ["foo", "ĠĠ", "1", "2"]
+
+
 def test_a_real_model_answers_and_chooses(smollm):
     pinned, loaded = smollm
 

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
 import torch
 from sklearn.metrics import accuracy_score, f1_score  # type: ignore[import-untyped]
 from sklearn.utils.class_weight import compute_class_weight  # type: ignore[import-untyped]
@@ -235,6 +236,39 @@ def test_weights_of_labels_have_the_mean_one_over_the_rows(prepare, bert, batch_
         each = torch.nn.functional.cross_entropy(logits, batch["target"], reduction="none").double().numpy()
         ours = made.loss(module, batch, learned).item()
     assert ours == pytest.approx((each * weights[batch["target"].numpy()]).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "bias"), [("bert", "classifier"), ("roberta", "classifier.out_proj"), ("distilbert", "classifier")]
+)
+def test_a_new_head_begins_with_what_is_known_before_a_text_is_read(prepare, tiny, family, bias):
+    labels = ["cat"] * 30 + ["dog"] * 8 + ["bird"] * 2
+    several = [["cat", label] if label != "cat" else ["cat"] for label in labels]
+    values = [float(row) for row in range(40)]
+    folder = tiny(family, "Model", max_tokens=64)
+
+    def begun(type_, targets, **options):
+        made = prepare(Classify, folder, type_, **options)
+        examples = made.encode({"text": stories(), "label": targets}).examples
+        module = made.build(made.learned(made.counted(examples)), TrainingSettings())
+        weights = module.get_submodule(bias)
+        assert weights.weight.abs().max() > 0
+        return weights.bias.detach()
+
+    np.testing.assert_allclose(begun(WORD, labels).softmax(0), [2 / 40, 30 / 40, 8 / 40], atol=0.02)
+    np.testing.assert_allclose(begun(WORDS, several).sigmoid(), [2 / 40, 1, 8 / 40], atol=0.02)
+    np.testing.assert_allclose(begun(NUMBER, values), [np.mean(values)], rtol=1e-6)
+    np.testing.assert_allclose(begun(WORD, labels, class_weights="balanced").softmax(0), [1 / 3] * 3, atol=0.05)
+
+
+def test_a_head_that_the_model_has_stays(prepare, tiny):
+    folder = tiny("bert", "SequenceClassification", max_tokens=64, labels=sorted(THINGS))
+    made = prepare(Classify, folder, WORD)
+    encoded = made.encode({"text": stories(), "label": ["cat"] * 30 + ["dog"] * 4 + ["bird"] * 4 + ["fish"] * 2})
+    learned = made.learned(made.counted(encoded.examples))
+    module = made.build(learned, TrainingSettings())
+    theirs = safetensors.torch.load_file(folder / "model.safetensors")["classifier.bias"]
+    assert torch.equal(module.classifier.bias, theirs)
 
 
 def test_smoothing_is_that_of_torch(ready, batch_of):

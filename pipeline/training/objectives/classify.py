@@ -199,7 +199,8 @@ class Classify(Objective):
             weights_D = self._weights_of(learned)
             odds_D = counts_D if weights_D is None else counts_D * weights_D
             odds_D = odds_D / odds_D.sum()
-        return np.log(np.maximum(odds_D, 1e-6))
+        first_D: npt.NDArray[np.float64] = np.log(np.maximum(odds_D, 1e-6))
+        return first_D
 
     def batch(self, examples: pa.Table, learned: Learned, random: np.random.Generator) -> "dict[str, torch.Tensor]":  # noqa: ARG002
         """Ids, mask, and targets: indices_B, or 0 and 1 for each label, or values_B."""

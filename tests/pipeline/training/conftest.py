@@ -35,7 +35,7 @@ def labeled(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -> P
             "label": [("games", "mail", "web")[row % 3] for row in rows],
             "labels": [["games", "mail"][: row % 3] for row in rows],
             "value": [float(row) / 10 for row in rows],
-            "huge": [1e30 for row in rows],
+            "huge": [1e30 if row % 2 else -1e30 for row in rows],
             "group": [f"group {row // 4}" for row in rows],
             "subset": [("train", "train", "validation", "test")[row % 4] for row in rows],
         }

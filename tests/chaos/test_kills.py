@@ -26,7 +26,7 @@ from pipeline.output.failpoints import NAMES
 from pipeline.output.layout import DATA, QUARANTINE
 from pipeline.output.verify import verify
 
-KILLS = int(os.environ.get("CORPUSMILL_KILLS", "6"))
+KILLS = int(os.environ.get("CORPUSMILL_KILLS", "4"))
 SEED = int(os.environ.get("CORPUSMILL_SEED", "20261121"))
 UNITS, ROWS_A_UNIT = 24, 40
 FAILING = 5

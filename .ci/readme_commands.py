@@ -31,11 +31,6 @@ def commands(block: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def script(page: str) -> str:
-    """One shell script out of every `sh` and `python` block; it tells the time and each command before it runs."""
-    return _script(blocks(page))
-
-
 def roads(page: str) -> list[str]:
     """A script for each road, in the order of the page; what comes before the first venv belongs to the first."""
     divided: list[list[tuple[str, str]]] = [[]]
@@ -44,11 +39,14 @@ def roads(page: str) -> list[str]:
         if begins and any(known == "sh" for known, _ in divided[-1]):
             divided.append([])
         divided[-1].append((language, text))
-    return [_script(each) for each in divided]
+    return [script(each) for each in divided]
 
 
-def _script(of: list[tuple[str, str]]) -> str:
-    """`|| exit` because `set -e` overlooks a failure on the left of `&&`."""
+def script(of: list[tuple[str, str]]) -> str:
+    """One shell script out of `sh` and `python` blocks; it tells the time and each command before it runs.
+
+    `|| exit` because `set -e` overlooks a failure on the left of `&&`.
+    """
     parts = []
     for language, text in of:
         if language == "sh":

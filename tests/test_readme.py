@@ -34,7 +34,7 @@ def test_every_block_says_its_language(readme_commands: ModuleType, page: str) -
 
 
 def test_commands_of_the_page_install_run_the_quickstart_and_test(readme_commands: ModuleType, page: str) -> None:
-    script = readme_commands.script(page)
+    script = readme_commands.script(readme_commands.blocks(page))
     assert 'pip install ".[quickstart]" && corpusmill run jobs/configs/quickstart.yaml || exit' in script
     assert 'pip install -e ".[test]"' in script
     assert "pytest -n auto --dist loadfile --no-loadscope-reorder || exit" in script
@@ -43,7 +43,7 @@ def test_commands_of_the_page_install_run_the_quickstart_and_test(readme_command
 
 def test_what_a_user_does_and_the_tests_are_two_roads_from_nothing(readme_commands: ModuleType, page: str) -> None:
     user, tests = readme_commands.roads(page)
-    assert user + tests == readme_commands.script(page)
+    assert user + tests == readme_commands.script(readme_commands.blocks(page))
     assert "corpusmill run jobs/configs/steps.yaml" in user
     assert tests.count("|| exit") == 1
     assert "pytest" in tests
@@ -57,7 +57,7 @@ def test_what_a_user_does_and_the_tests_are_two_roads_from_nothing(readme_comman
 
 @pytest.mark.parametrize("block", ["false && true\necho on", "true\nfalse\necho on", "true && \\\nfalse\necho on"])
 def test_script_stops_at_the_first_failure(readme_commands: ModuleType, block: str) -> None:
-    ended = run(readme_commands.script(f"```sh\n{block}\n```\n"))
+    ended = run(readme_commands.script(readme_commands.blocks(f"```sh\n{block}\n```\n")))
     assert ended.returncode == 1
     assert ended.stdout == ""
 
@@ -66,9 +66,14 @@ def test_script_runs_shell_and_python_and_leaves_other_blocks_alone(readme_comma
     page = (
         "```sh\n# a comment\necho one\n```\n```yaml\nkind: annotate\n```\n```python\nif True:\n    print('two')\n```\n"
     )
-    ended = run(readme_commands.script(page))
+    ended = run(readme_commands.script(readme_commands.blocks(page)))
     assert (ended.returncode, ended.stdout) == (0, "one\ntwo\n")
 
 
 def test_script_stops_at_a_failing_python_block(readme_commands: ModuleType) -> None:
-    assert run(readme_commands.script("```python\nraise SystemExit(3)\n```\n```sh\ntrue\n```\n")).returncode == 3
+    assert (
+        run(
+            readme_commands.script(readme_commands.blocks("```python\nraise SystemExit(3)\n```\n```sh\ntrue\n```\n"))
+        ).returncode
+        == 3
+    )

@@ -6,21 +6,34 @@ The fused kernel of torch took a third of an encoder's time there at a twentieth
 bfloat16), and four times as long on the way back at 128 tokens; transformers' own plain attention casts every score to
 float32 and back: twice the time of this. The softmax of bfloat16 scores adds up in float32 inside the kernel, as it
 does everywhere in torch. Scores of long texts would not fit into memory: those go through the fused kernel.
+
+Where nothing is trained, the softmax divides last: exponentials of the scores as they are, times the values beside a
+column of ones, whose product is what to divide by. Torch's softmax looks for each row's maximum first, which took
+longer than both products; without it exponentials may overflow or vanish, which the divisors tell: then, and with
+scores that carry more than a mask of keys, softmax is as above.
+
+B texts, H heads, Q queries, S keys, D numbers of a head; N = B x H.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, eager_mask
 
 from pipeline.models.quietly import quietly
+
+if TYPE_CHECKING:
+    from pipeline.models.rows import Rows
 
 NAME = "corpusmill_plain"
 
 MOST_TOKENS = 1024
 """Of a text whose scores are held at once: 24 MB of bfloat16 with twelve heads."""
+
+_LEAST_DIVISOR = 1e-30
+"""Below it the greatest exponential of a row has come near to the smallest numbers, which have fewer digits."""
 
 
 def plain_attention(
@@ -32,43 +45,108 @@ def plain_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
+    rows: "Rows | None" = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """values_BLHD of queries_BHLD over keys_BHSD; mask (0, or very negative) and bias are added to the scores."""
-    batch, heads, length, width = query.shape
-    groups = heads // key.shape[1]
-    if groups > 1:  # one key serves several queries
+    """values_BLHD of queries_BHLD over keys_BHSD; mask (0, or very negative) and bias are added to the scores.
+
+    With `rows`, queries and keys are those of all texts in one: queries_1HTD, keys_1HTD -> values_1THD.
+    """
+    if rows is not None:
+        query, key, value = (rows.split(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
+    if (groups := query.shape[1] // key.shape[1]) > 1:  # one key serves several queries
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    size = key.shape[2]
-    query_NLD, key_NSD, value_NSD = (each.reshape(batch * heads, -1, width) for each in (query, key, value))
-    scale = width**-0.5 if scaling is None else scaling
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if position_bias is not None:
         attention_mask = position_bias if attention_mask is None else position_bias + attention_mask
-    if size > MOST_TOKENS:
-        found = nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            None if attention_mask is None else attention_mask.to(query.dtype),
-            dropout if module.training else 0.0,
-            scale=scale,
-        )
-        return found.transpose(1, 2).contiguous(), None
-    if attention_mask is None:
-        scores_NLS = torch.bmm(query_NLD * scale, key_NSD.transpose(1, 2))
+    dropped = dropout if module.training else 0.0
+    found = None
+    masks_keys_alone = position_bias is None and (attention_mask is None or attention_mask.shape[1:3] == (1, 1))
+    if key.shape[2] > MOST_TOKENS:
+        mask = None if attention_mask is None else attention_mask.to(query.dtype)
+        found = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropped, scale=scale)
+    elif masks_keys_alone and not torch.is_grad_enabled():
+        found = _divided_last(query, key, value, attention_mask, scale)
+    if found is None:
+        found = _divided_first(query, key, value, attention_mask, scale, dropped)
+    found = found.transpose(1, 2)
+    return found.contiguous() if rows is None else rows.joined(found), None
+
+
+def _divided_first(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    dropped: float,
+) -> torch.Tensor:
+    """values_BHQD by torch's softmax; `mask` is added to the scores: mask_B1QS, mask_BHQS or with Q of 1."""
+    batch, heads, queries, width = query.shape
+    size = key.shape[2]
+    query_NQD, key_NSD, value_NSD = (each.reshape(batch * heads, -1, width) for each in (query, key, value))
+    if mask is None:
+        scores_NQS = torch.bmm(query_NQD * scale, key_NSD.transpose(1, 2))
     else:
-        wide = attention_mask.shape[2]  # 1 where all queries see the same keys
-        added = attention_mask.to(query.dtype).expand(batch, heads, wide, size).reshape(batch * heads, wide, size)
-        scores_NLS = torch.baddbmm(added, query_NLD, key_NSD.transpose(1, 2), alpha=scale)
-    shares_NLS = nn.functional.dropout(torch.softmax(scores_NLS, -1), dropout, module.training)
-    found = torch.bmm(shares_NLS, value_NSD).view(batch, heads, length, width)
-    return found.transpose(1, 2).contiguous(), None
+        wide = mask.shape[2]  # 1 where all queries see the same keys
+        added = mask.to(query.dtype).expand(batch, heads, wide, size).reshape(batch * heads, wide, size)
+        scores_NQS = torch.baddbmm(added, query_NQD, key_NSD.transpose(1, 2), alpha=scale)
+    shares_NQS = nn.functional.dropout(torch.softmax(scores_NQS, -1), dropped, dropped > 0)
+    return torch.bmm(shares_NQS, value_NSD).view(batch, heads, queries, width)
+
+
+def _divided_last(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor | None:
+    """values_BHQD; None where exponentials of the scores are beyond what numbers can hold.
+
+    `mask` is 0 for the keys that all queries see, and very negative for the others: mask_B11S.
+    """
+    batch, heads, queries, width = query.shape
+    size = key.shape[2]
+    plain_BHSD = key.new_empty(batch, heads, size, width)
+    wide_BHSD = value.new_empty(batch, heads, size, width + 1)
+    plain_BHSD.copy_(key)
+    wide_BHSD[..., :width] = value
+    wide_BHSD[..., width] = 1
+    if mask is not None:
+        # Keys that nobody sees get scores of 0: theirs might be infinite, and infinity times 0 is no number.
+        unseen = (mask[:, 0, 0] != 0).nonzero(as_tuple=True)
+        for each in (plain_BHSD, wide_BHSD):
+            each.transpose(1, 2)[unseen] = 0
+    query_NQD = query.reshape(batch * heads, queries, width)
+    key_NDS = plain_BHSD.view(batch * heads, size, width).transpose(1, 2)
+    nothing = query.new_empty(1, 1, 1)  # baddbmm with beta=0 is bmm with a factor
+    exponentials_NQS = torch.baddbmm(nothing, query_NQD, key_NDS, beta=0, alpha=scale).exp_()
+    sums_NQD = torch.bmm(exponentials_NQS, wide_BHSD.view(batch * heads, size, width + 1))
+    sums_BHQD = sums_NQD.view(batch, heads, queries, width + 1)
+    divisors_BHQ1 = sums_BHQD[..., width:]
+    least, most = divisors_BHQ1.float().aminmax()
+    if not (least > _LEAST_DIVISOR and most < torch.inf):  # not a number is neither
+        return None
+    return sums_BHQD[..., :width] / divisors_BHQ1
+
+
+def _key_mask(**asked: Any) -> torch.Tensor | None:
+    """What transformers asks an attention's mask of: mask_B11S where each query sees every real token, none at all
+    where all are real; else its own mask_B1QS.
+    """
+    mask_BS = asked.get("attention_mask")
+    alike = asked["mask_function"] is bidirectional_mask_function and not asked.get("kv_offset")
+    if mask_BS is None or not alike or mask_BS.shape != (asked["batch_size"], asked["kv_length"]):
+        found: torch.Tensor | None = eager_mask(**asked)
+        return found
+    real_BS = mask_BS.bool()
+    if asked.get("allow_is_bidirectional_skip") and bool(real_BS.all()):
+        return None
+    dtype = asked.get("dtype", torch.float32)
+    return torch.zeros_like(real_BS, dtype=dtype).masked_fill_(~real_BS, torch.finfo(dtype).min)[:, None, None]
 
 
 def use_plain_attention(model: nn.Module, or_eagerly: bool = True) -> None:
     """Compute with it from now on, in place; where the family does not ask the interface, eagerly or as before."""
     AttentionInterface.register(NAME, plain_attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
+    AttentionMaskInterface.register(NAME, _key_mask)
     bends = getattr(getattr(model, "config", None), "attn_logit_softcapping", None)  # scores, before the softmax
     ways = ([] if bends else [NAME]) + (["eager"] if or_eagerly else [])
     for way in ways:

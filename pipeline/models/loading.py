@@ -18,8 +18,10 @@ from pipeline.errors import ModelError
 from pipeline.models import gguf
 from pipeline.models.attention import use_plain_attention
 from pipeline.models.first_token import read_first_token
+from pipeline.models.linears import prepare_linears
 from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel, on_this_node
+from pipeline.models.rows import compute_in_rows
 from pipeline.workers import Device
 
 # Weights that AutoModel may do without: a pooler that this checkpoint was never trained with.
@@ -69,6 +71,8 @@ def load(
     read_first_token(module)
     if device == "cpu" and dtype == "bfloat16" and auto_class not in _WRITING:
         use_plain_attention(module, or_eagerly=False)
+        compute_in_rows(module)
+        prepare_linears(module)
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
         module = module.to(device).eval()

@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.models.attention import NAME, use_plain_attention
+from pipeline.models.attention import NAME, _divided_last, plain_attention, use_plain_attention
 
 SMALL = {
     "vocab_size": 100,
@@ -74,3 +74,37 @@ def test_a_family_without_the_interface_computes_eagerly_and_a_module_of_one_s_o
     use_plain_attention(model, or_eagerly=False)
     assert model.config._attn_implementation == before
     use_plain_attention(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 40.0, 4000.0])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "llama", "bart"])
+def test_without_gradients_the_softmax_divides_last_and_scores_of_any_size_give_the_same(family, factor):
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(CONFIGS[family]).eval()
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if any(part in name for part in ("query", "q_proj", "Wqkv")):
+                weights *= factor
+    inputs = {"input_ids": torch.randint(3, 100, (3, 11)), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
+    inputs["attention_mask"][1, 6:] = 0
+    real = inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        wanted = model(**inputs)[0][real]
+        use_plain_attention(model)
+        torch.testing.assert_close(model(**inputs)[0][real], wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_exponentials_beyond_what_numbers_hold_are_noticed():
+    query = torch.full((1, 1, 2, 4), 10.0)
+    value = torch.tensor([1.0, 2.0]).view(1, 1, 2, 1).expand(1, 1, 2, 4)
+    for key_size in (30.0, -30.0):  # e to the power of 1200, and of -1200
+        key = torch.full((1, 1, 2, 4), key_size)
+        assert _divided_last(query, key, value, None, 1.0) is None
+        with torch.inference_mode():
+            found, _ = plain_attention(torch.nn.Linear(1, 1), query, key, value, None, 1.0)
+        torch.testing.assert_close(found, torch.full((1, 2, 1, 4), 1.5))
+    key = torch.tensor([0.1, 30.0]).view(1, 1, 2, 1).expand(1, 1, 2, 4)
+    mask = torch.tensor([0.0, torch.finfo(torch.float32).min]).view(1, 1, 1, 2)
+    seen = _divided_last(query, key, value, mask, 1.0)  # whom nobody sees may be as large as it likes
+    torch.testing.assert_close(seen, torch.ones(1, 1, 2, 4))

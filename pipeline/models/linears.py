@@ -1,0 +1,107 @@
+"""Linear layers on a CPU, ready for its matrix unit: weights laid out once, and layers that read the same side by side.
+
+    prepare_linears(model)          # in place; for bfloat16 and reading alone, nothing can be trained afterwards
+
+Torch lays weights out anew in each product, and makes three small products of a query, a key and a value that one
+larger product gives: a quarter of the time of an encoder's linear layers (MiniLM, 2,048 tokens, AMX). What comes is the
+same sum in another order.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from pipeline.models.device import default_budget
+
+_BESIDE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
+"""What the families call the three layers of an attention."""
+
+
+class PreparedLinear(nn.Module):
+    """Linear layers of one input, as one product."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        """Lay out their weights side by side."""
+        super().__init__()
+        weights = torch.cat([linear.weight.detach() for linear in linears])
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weights, default_budget("cpu"))
+        biases = [linear.bias for linear in linears]
+        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self.weight = weights.new_empty(0)  # some families look at its type
+        self.in_features, self.out_features = weights.shape[1], weights.shape[0]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear."""
+        return cast("torch.Tensor", torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], ""))
+
+
+class _Together:
+    """A product of several layers, which are asked for one after the other."""
+
+    def __init__(self, product: PreparedLinear, layers: int) -> None:
+        self._product, self._layers = product, layers
+        self._input: torch.Tensor | None = None
+        self._output: torch.Tensor | None = None
+        self._taken = 0
+
+    def columns(self, input: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        if self._output is None or self._input is not input:
+            self._input, self._output, self._taken = input, self._product(input), 0
+        found = self._output[..., start:stop]
+        self._taken += 1
+        if self._taken == self._layers:  # a batch's numbers are not kept until the next
+            self._input = self._output = None
+        return found
+
+
+class OneOfSeveral(nn.Module):
+    """One of the layers whose product is computed together: the first that is asked computes it."""
+
+    def __init__(self, together: _Together, linear: nn.Linear, start: int) -> None:
+        """Its columns begin at `start`."""
+        super().__init__()
+        self._together, self._start = together, start
+        self.weight = linear.weight.detach().new_empty(0)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear."""
+        return self._together.columns(input, self._start, self._start + self.out_features)
+
+
+def prepare_linears(model: nn.Module) -> None:
+    """Prepare every linear layer of `model` whose weight is its own, in place. Without oneDNN all stay as they are."""
+    if not torch._C._has_mkldnn:
+        return
+    uses = Counter(id(each) for part in model.modules() for each in part.parameters(recurse=False))
+    for holder in list(model.modules()):
+        layers = {
+            name: part
+            for name, part in holder.named_children()
+            if type(part) is nn.Linear and uses[id(part.weight)] == 1 and part.weight.dtype == torch.bfloat16
+        }
+        for names in _BESIDE:
+            # Who computes its attention in a way of its own reads the query of fewer tokens.
+            several = {name: layers.pop(name) for name in names["forward" in vars(holder) :] if name in layers}
+            _replace(holder, several)
+        for name, part in layers.items():
+            _replace(holder, {name: part})
+
+
+def _replace(holder: nn.Module, several: dict[str, nn.Linear]) -> None:
+    linears = list(several.values())
+    alike = {(linear.in_features, linear.bias is None) for linear in linears}
+    if len(linears) > 1 and len(alike) > 1:
+        for name, linear in several.items():
+            _replace(holder, {name: linear})
+    elif len(linears) > 1:
+        together = _Together(PreparedLinear(linears), len(linears))
+        start = 0
+        for name, linear in several.items():
+            setattr(holder, name, OneOfSeveral(together, linear, start))
+            start += linear.out_features
+    elif linears:
+        setattr(holder, next(iter(several)), PreparedLinear(linears))

@@ -1,0 +1,85 @@
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from pipeline.models.linears import OneOfSeveral, PreparedLinear, prepare_linears
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """As two sums of bfloat16 products in another order are."""
+    torch.testing.assert_close(found.float(), wanted.float(), atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [1, 7, 64, 2048])
+def test_a_prepared_layer_gives_what_the_layer_gave(tokens: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(48, 24, bias=bias, dtype=torch.bfloat16)
+    values = torch.randn(2, tokens, 48, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        wanted = linear(values)
+        prepared = PreparedLinear([linear])
+        close(prepared(values), wanted)
+        close(prepared(values[:, ::2]), wanted[:, ::2])  # not side by side in memory
+    assert (prepared.in_features, prepared.out_features) == (48, 24)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BertConfig(**SMALL),
+        transformers.DistilBertConfig(vocab_size=100, dim=32, hidden_dim=64, n_layers=2, n_heads=4),
+        transformers.T5Config(vocab_size=100, d_model=32, d_kv=8, num_layers=2, num_heads=4, d_ff=64),
+        transformers.DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_says_what_it_said(config: transformers.PretrainedConfig) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config).eval().bfloat16()
+    model = model.get_encoder() if config.is_encoder_decoder else model
+    ids = torch.randint(3, 100, (3, 11))
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).last_hidden_state
+        prepare_linears(model)
+        close(model(input_ids=ids).last_hidden_state, wanted)
+        close(model(input_ids=ids).last_hidden_state, wanted)
+    assert not any(type(part) is nn.Linear for part in model.modules())
+
+
+def test_layers_that_read_the_same_are_one_product_whoever_is_asked_first() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(**SMALL)).eval().bfloat16()
+    attention = model.encoder.layer[0].attention.self
+    layers = {name: getattr(attention, name) for name in ("query", "key", "value")}
+    values, others = torch.randn(2, 1, 5, 32, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        wanted = {name: (layer(values), layer(others)) for name, layer in layers.items()}
+        prepare_linears(model)
+        assert all(isinstance(getattr(attention, name), OneOfSeveral) for name in layers)
+        for order in (["value", "query", "key"], ["key"], ["query", "key", "value"]):
+            for name in order:
+                close(getattr(attention, name)(values), wanted[name][0])
+        for name in ("key", "query"):  # two inputs in turn, as in attention to another text
+            close(getattr(attention, name)(others), wanted[name][1])
+            close(getattr(attention, name)(values), wanted[name][0])
+
+
+def test_a_weight_that_two_share_and_one_in_other_numbers_stay() -> None:
+    model = nn.Module()
+    model.words = nn.Embedding(10, 8, dtype=torch.bfloat16)
+    model.head = nn.Linear(8, 10, bias=False, dtype=torch.bfloat16)
+    model.head.weight = model.words.weight
+    model.wide = nn.Linear(8, 8)
+    prepare_linears(model)
+    assert type(model.head) is nn.Linear
+    assert type(model.wide) is nn.Linear

@@ -1,0 +1,99 @@
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.models.attention import use_plain_attention
+from pipeline.models.first_token import read_first_token
+from pipeline.models.rows import GRAIN, Rows, compute_in_rows
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_labels": 5,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "bert": transformers.BertConfig(**SMALL),
+    "roberta": transformers.RobertaConfig(**SMALL),
+    "xlm-roberta": transformers.XLMRobertaConfig(**SMALL),
+    "electra": transformers.ElectraConfig(**SMALL, embedding_size=32),
+    "camembert": transformers.CamembertConfig(**SMALL),
+    "distilbert": transformers.DistilBertConfig(
+        vocab_size=100, dim=32, hidden_dim=64, n_layers=3, n_heads=4, num_labels=5, pad_token_id=0
+    ),
+}
+HEADS = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification")
+
+
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 3))
+def test_what_is_joined_is_split_into_the_same_texts(texts: int, tokens: int, width: int) -> None:
+    rows = Rows(texts, tokens)
+    values = torch.arange(texts * tokens * width).float().view(texts, tokens, width) + 1
+    joined = rows.joined(values)
+    assert joined.shape == (1, rows.count, width)
+    assert rows.count % GRAIN == 0
+    assert rows.count - texts * tokens < GRAIN
+    assert torch.equal(rows.split(joined), values)
+    assert not joined[0, texts * tokens :].any()
+    first = rows.first(joined)
+    assert torch.equal(first[0], values[:, 0])
+    assert torch.equal(rows.split(first), values[:, :1])
+    assert torch.equal(rows.joined(values[:, :1])[:, :texts], first)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_says_in_rows_what_it_says_of_texts(family: str, head: str, padded: bool) -> None:
+    torch.manual_seed(0)
+    model = getattr(transformers, head).from_config(FAMILIES[family]).eval()
+    ids = torch.randint(3, 100, (4, 13))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 6:] = mask[2, 1:] = 0
+    ids, real = ids * mask, mask.bool()
+
+    def said() -> torch.Tensor:
+        with torch.inference_mode():
+            values = model(input_ids=ids, attention_mask=mask)[0]
+        found: torch.Tensor = values[real] if head != "AutoModelForSequenceClassification" else values
+        return found
+
+    wanted = said()
+    use_plain_attention(model)
+    read_first_token(model)
+    assert compute_in_rows(model)
+    rows_seen: set[tuple[int, ...]] = set()
+    layers = model.base_model.transformer.layer if family == "distilbert" else model.base_model.encoder.layer
+    layers[0].register_forward_hook(lambda _module, inputs, _found: rows_seen.add(tuple(inputs[0].shape[:2])))
+    torch.testing.assert_close(said(), wanted, atol=1e-5, rtol=1e-4)
+    assert rows_seen == {(1, GRAIN)}
+
+
+def test_where_something_is_trained_texts_stay_apart() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertModel(FAMILIES["bert"]).eval()
+    use_plain_attention(model)
+    ids = torch.randint(3, 100, (2, 5))
+    model(input_ids=ids).last_hidden_state.sum().backward()
+    wanted = model.encoder.layer[0].output.dense.weight.grad.clone()
+    model.zero_grad()
+    assert compute_in_rows(model)
+    model(input_ids=ids).last_hidden_state.sum().backward()
+    assert torch.equal(model.encoder.layer[0].output.dense.weight.grad, wanted)
+
+
+def test_a_model_of_another_family_or_with_another_attention_stays() -> None:
+    modern = transformers.ModernBertModel(transformers.ModernBertConfig(**SMALL))
+    use_plain_attention(modern)
+    assert not compute_in_rows(modern)
+    decoder = transformers.BertModel(transformers.BertConfig(**SMALL, is_decoder=True))
+    use_plain_attention(decoder)
+    assert not compute_in_rows(decoder)
+    assert not compute_in_rows(transformers.BertModel(transformers.BertConfig(**SMALL)))
+    assert not compute_in_rows(torch.nn.Linear(2, 2))

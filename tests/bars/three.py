@@ -107,7 +107,8 @@ def main() -> None:
             seconds = {name: each["seconds"] for name, each in three.items()}
             print({"one": one["seconds"], **seconds, "share": round(shares[-1], 3), "in models": models}, flush=True)
         print("differing rows", {name: differing_rows(folder, name) for name in COLUMNS})
-        print("median share", round(statistics.median(shares), 3))
+        in_models = {name: round(statistics.median(each[name] for each in ratios), 3) for name in COLUMNS}
+        print("median share", round(statistics.median(shares), 3), "median of seconds in models", in_models)
 
 
 if __name__ == "__main__":

@@ -219,6 +219,39 @@ def tasks(
         _say(found.job)
 
 
+@app.command()
+def bench(
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[JOB.yaml]", help="A job whose first annotation is `embed`; else the sample.", show_default=False
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=8, help="How many texts.")] = 2000,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often all take turns.")] = 3,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", metavar="NAME", help="Only this peer; may be given often.", show_default=False),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="For bench.json and bench.png.")] = "out/bench",
+    override: Override = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an annotation beside other libraries, on this machine, with your texts; nothing else should run."""
+    with _watched() as watcher:
+        from pathlib import Path
+
+        from jobs.bench.run import bench as measure
+
+        found = measure(job, override or [], rows=rows, rounds=rounds, peers=peer, output=Path(to), watcher=watcher)
+    if as_json:
+        _say_json(found)
+    else:
+        from jobs.bench.shown import compared
+
+        _show(*compared(found))
+
+
 # ------------------------------------------------------------------------------------------------------- stop and fail
 
 

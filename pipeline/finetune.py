@@ -7,6 +7,7 @@ Each part leaves its mark when it is done, so the same command goes on where a k
 """
 
 import json
+import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from pipeline.models.device import resolve_dtype, training_budget
 from pipeline.models.digest import digest_of, file_digests
 from pipeline.models.inspection import positions_tokens, window_of
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
-from pipeline.output.layout import MANIFEST, PLAN, check_output
+from pipeline.output.layout import MANIFEST, PLAN, TMP, check_output
 from pipeline.output.lease import Lease
 from pipeline.output.planfile import differences
 from pipeline.output.storage import Store
@@ -292,7 +293,8 @@ def assemble(run: Run, objective: Objective, learned: Learned, trained: Mapping[
             return str(run.store.full(place))
     from pipeline.training.loading import load_checkpoint
 
-    temporary = run.store.full(f"metadata/tmp/candidate-{run.run_id}")
+    temporary = run.store.full(f"{TMP}/candidate")
+    shutil.rmtree(temporary, ignore_errors=True)  # half of one, of a killed run: who holds the lease is alone here
     module = load_checkpoint(objective, learned, run.job.training, trained["checkpoint"])
     temporary.mkdir(parents=True)
     objective.save(objective.finish(module, learned), str(temporary))

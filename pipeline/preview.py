@@ -10,16 +10,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.annotator import Annotator
+from pipeline.annotator import Annotator, columns_of
 from pipeline.corpus.apart import check_apart
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import ReadUnit, UnitReader
+from pipeline.inputs import compile_inputs
 from pipeline.job import AnnotateJob
 from pipeline.output.layout import check_output
 from pipeline.output.planfile import Plan
 from pipeline.output.storage import Store
-from pipeline.planning import Models, carried_columns, new_plan, passes, pin_models, place, read_plan, specs
+from pipeline.planning import (
+    Models,
+    carried_columns,
+    new_plan,
+    passes,
+    pin_models,
+    place,
+    read_plan,
+    specs,
+    tasks_of,
+)
 from pipeline.stages import with_columns
+from pipeline.tasks.base import Task
 from pipeline.workers import Cluster, Pools
 
 ESTIMATE_ROWS = 256
@@ -56,6 +68,19 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
         reasons.setdefault(problem.row, []).append(f"{problem.reason}: {problem.detail}")
     told = ["; ".join(reasons[row]) if row in reasons else None for row in range(shown.num_rows)]
     return shown.append_column("quarantine", pa.array(told, pa.string()))
+
+
+def first_texts(job: AnnotateJob, cluster: Cluster, rows: int) -> tuple[Task, list[str]]:
+    """The first annotation's task, without weights, and what it would read of the first `rows` rows.
+
+    Rows whose text is at fault are left out.
+    """
+    models, _, plan, _ = _planned(job, cluster)
+    table = _first_rows(UnitReader(read_plan(job, models, plan)), plan, rows).table
+    (task, *_) = tasks_of(job, models)
+    (reads,) = compile_inputs([task], [columns_of(task)], table.schema)
+    values, failures = next(iter(reads.sources.values())).render(table, task.config.max_chars)
+    return task, [value for row, value in enumerate(values) if row not in failures]
 
 
 def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:

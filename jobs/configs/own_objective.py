@@ -51,15 +51,16 @@ class Taught(RnnSummarizer):
         self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, targets_BT: torch.Tensor
     ) -> torch.Tensor:
         """The cross entropy, summed over the targets."""
-        read_BLH, state_BH = self.read(input_ids_BL, attention_mask_BL.sum(1))
-        ids_B = torch.full((len(targets_BT),), self.start_id, device=targets_BT.device)
-        logits = []
+        reading, at = self.read(input_ids_BL, attention_mask_BL)
+        chosen_by, looked = [], []
         for targets_B in targets_BT.T:
-            logits_BV, state_BH = self.write(ids_B, state_BH, read_BLH, attention_mask_BL)
-            logits.append(logits_BV)
-            ids_B = targets_B.clamp(min=0)
-        logits_BVT = torch.stack(logits, 2).float()
-        return nn.functional.cross_entropy(logits_BVT, targets_BT, ignore_index=NOTHING, reduction="sum")
+            chosen_by_BX, at = self.step(at, reading)
+            chosen_by.append(chosen_by_BX)
+            looked.append(at.looked_BL)
+            at = at._replace(ids_B=targets_B.clamp(min=0))
+        shares_BTV = self.shares(torch.stack(chosen_by, 1), torch.stack(looked, 1), input_ids_BL)
+        logs_BVT = shares_BTV.clamp(min=1e-9).log().transpose(1, 2)
+        return nn.functional.nll_loss(logs_BVT, targets_BT, ignore_index=NOTHING, reduction="sum")
 
 
 class RnnObjective(Objective):

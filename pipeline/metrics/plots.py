@@ -206,6 +206,30 @@ def _shades() -> Any:
     )
 
 
+def rates(figures: Mapping[str, tuple[float, float, float]], unit: str, title: str) -> bytes:
+    """A bar for each name, in the order given, the first one in colour: median, least and most of several rounds."""
+    names = [_short(name) for name in figures]
+    medians_N, least_N, most_N = np.array(list(figures.values()), np.float64).T
+    places_N = np.arange(len(names))
+    figure = _figure(7.6, 1.1 + 0.42 * len(names))
+    axes = figure.add_subplot()
+    axes.barh(places_N, medians_N, color=[_BLUE, *[_LIGHT_BLUE] * (len(names) - 1)], height=0.62, zorder=2)
+    spans = [medians_N - least_N, most_N - medians_N]
+    axes.errorbar(medians_N, places_N, xerr=spans, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5, zorder=3)
+    for place, median, most in zip(places_N, medians_N, most_N, strict=True):
+        axes.annotate(
+            f"{median:,.0f}", (most, place), (6, 0), textcoords="offset points", va="center", fontsize=9, color=_INK
+        )
+    axes.set_yticks(places_N, names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.16 * most_N.max())
+    axes.xaxis.set_major_formatter(library("matplotlib.ticker").StrMethodFormatter("{x:,.0f}"))
+    axes.set(xlabel=unit)
+    _finish(axes, title, spines=("bottom",))
+    axes.tick_params(axis="y", length=0)
+    return _png(figure)
+
+
 def _figure(width_inches: float, height_inches: float) -> Any:
     """An empty figure of its own; the constrained layout keeps names inside it."""
     return library("matplotlib.figure").Figure((width_inches, height_inches), layout="constrained")

@@ -9,6 +9,7 @@ same sum in another order.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import cast
 
 import torch
@@ -73,8 +74,8 @@ class OneOfSeveral(nn.Module):
 
 
 def prepare_linears(model: nn.Module) -> None:
-    """Prepare every linear layer of `model` whose weight is its own, in place. Without oneDNN all stay as they are."""
-    if not torch._C._has_mkldnn:
+    """Prepare every linear layer of `model` whose weight is its own, in place; none where this torch cannot."""
+    if not _can_prepare():
         return
     uses = Counter(id(each) for part in model.modules() for each in part.parameters(recurse=False))
     for holder in list(model.modules()):
@@ -89,6 +90,17 @@ def prepare_linears(model: nn.Module) -> None:
             _replace(holder, several)
         for name, part in layers.items():
             _replace(holder, {name: part})
+
+
+@cache
+def _can_prepare() -> bool:
+    """Whether this torch has oneDNN's products of bfloat16: its builds for other processors may not."""
+    try:
+        with torch.inference_mode():
+            PreparedLinear([nn.Linear(32, 32, dtype=torch.bfloat16)])(torch.zeros(1, 32, dtype=torch.bfloat16))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def _replace(holder: nn.Module, several: dict[str, nn.Linear]) -> None:

@@ -75,13 +75,13 @@ class Embed(PooledTask):
                 f"{self.pinned.ref!r} gives"
             )
         folder = Path(self.pinned.folder)
-        self._normalize: bool = normalizes(folder) if config.normalize is None else config.normalize
+        self.normalizes: bool = normalizes(folder) if config.normalize is None else config.normalize
         if is_packed(config.output) and self._dims % BITS:
             raise JobError(
                 f"{place}: output: {config.output} packs {BITS} numbers into a byte, and {self._dims} is no multiple "
                 f"of {BITS}: set `truncate_dim: {self._dims // BITS * BITS or BITS}`"
             )
-        if config.output == "int8" and not self._normalize:
+        if config.output == "int8" and not self.normalizes:
             raise JobError(
                 f"{place}: output: int8 keeps numbers from -1 to 1, and the vectors of {self.pinned.ref!r} are not "
                 "brought to length 1: set `normalize: true`"
@@ -137,7 +137,7 @@ class Embed(PooledTask):
     def finish(self, values_RD: npt.NDArray[np.float32], good_R: npt.NDArray[np.bool_]) -> Mapping[str, pa.Array]:
         """The vectors as they are kept."""
         kept_RD = np.where(good_R[:, None], values_RD[:, : self._dims], np.float32(0))
-        if self._normalize:
+        if self.normalizes:
             kept_RD = normalized(kept_RD)
         return {"embedding": column(kept_RD, good_R, self.config.output)}
 

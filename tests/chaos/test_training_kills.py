@@ -170,6 +170,7 @@ def _check(training: Training, undisturbed: Training) -> None:
     assert training.checkpoints() == undisturbed.checkpoints()
     assert len(training.checkpoints()) == KEPT
     assert not list((training.output / "metadata/tmp").rglob("*.safetensors"))
+    assert not list((training.output / "metadata/tmp").glob("candidate*"))
 
 
 def _checkpoint_at(step: int) -> int:

@@ -70,10 +70,14 @@ def test_the_loss_is_that_of_each_next_token_after_the_right_ones(objective: Any
     with torch.no_grad():
         for ids, target in zip(examples["input_ids"].to_pylist(), examples["target_ids"].to_pylist(), strict=True):
             ids_BL = torch.tensor([ids])
-            read_BLH, state_BH = model.read(ids_BL, torch.tensor([len(ids)]))
-            for before, token in zip([untrained.config["start_id"], *target], target, strict=False):
-                logits_BV, state_BH = model.write(torch.tensor([before]), state_BH, read_BLH, torch.ones_like(ids_BL))
-                wanted -= logits_BV.log_softmax(1)[0, token].item()
+            reading, at = model.read(ids_BL, torch.ones_like(ids_BL))
+            assert at.ids_B.tolist() == [untrained.config["start_id"]]
+            for token in target:
+                chosen_by_BX, at = model.step(at, reading)
+                shares_V = model.shares(chosen_by_BX[None], at.looked_BL[None], ids_BL)[0, 0]
+                assert shares_V.sum().item() == pytest.approx(1, abs=1e-5)
+                wanted -= shares_V[token].log().item()
+                at = at._replace(ids_B=torch.tensor([token]))
         assert objective.loss(model, batch, learned).item() == pytest.approx(wanted, rel=1e-4)
 
 

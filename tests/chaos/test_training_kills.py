@@ -203,7 +203,8 @@ def _kill(
 ) -> subprocess.Popen[str]:
     """Kill somebody when some more steps were begun; the process that runs the training afterwards."""
     attempts = len(training.attempts())
-    wanted = min(STEPS - 6, training.step() + chance.randint(1, max(1, (STEPS - training.step()) // (left + 1))))
+    # Who is looked for takes a moment, in which the training goes on: not to its end.
+    wanted = min(STEPS - 16, training.step() + chance.randint(1, max(1, (STEPS - training.step()) // (left + 1))))
     while training.step() < wanted or len(training.attempts()) == attempts:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)

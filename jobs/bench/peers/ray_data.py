@@ -21,12 +21,14 @@ class _Encoder:
         self._peer.load()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        began = time.time()
         batch["vector"] = self._peer.vectors(batch["text"].tolist())
+        batch["began"], batch["ended"] = (np.full(len(batch["text"]), at) for at in (began, time.time()))
         return batch
 
 
 class RayData(Peer):
-    """In float32, batches of 32 in the order of the texts, an actor for each core."""
+    """In float32, batches of 32 in the order of the texts, up to an actor for each core."""
 
     packages = ("sentence_transformers",)
     one_in = 2
@@ -40,23 +42,21 @@ class RayData(Peer):
         self.seconds: float | None = None
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
-        """All texts; `seconds` are those since the actors gave their first batches, as if these had cost nothing."""
+        """All texts; `seconds` are those from the first batch to the last: actors are there by then."""
         import ray
 
         rows = ray.data.from_items([{"place": place, "text": text} for place, text in enumerate(texts)])
-        pool = ray.data.ActorPoolStrategy(size=self.setting.cores)
+        # Actors on all CPUs would leave none to what reads, and wait for it without end.
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=self.setting.cores)
         encoded = rows.repartition(max(2 * self.setting.cores, len(texts) // (4 * BATCH))).map_batches(
             _Encoder, fn_constructor_args=(self.setting,), compute=pool, batch_size=BATCH
         )
-        found: dict[int, Any] = {}
-        began, first_rows = 0.0, 0
-        for batch in encoded.iter_batches(batch_size=None):
-            if not found:
-                began, first_rows = time.perf_counter(), len(batch["place"])
-            found.update(zip(batch["place"].tolist(), batch["vector"], strict=True))
-        rest = len(texts) - first_rows
-        self.seconds = (time.perf_counter() - began) * len(texts) / rest if rest else None
-        return np.stack([found[place] for place in range(len(texts))]).astype(np.float32)
+        batches = list(encoded.iter_batches(batch_size=None))
+        self.seconds = float(
+            max(each["ended"].max() for each in batches) - min(each["began"].min() for each in batches)
+        )
+        order_R = np.argsort(np.concatenate([each["place"] for each in batches]))
+        return np.concatenate([np.stack(each["vector"]) for each in batches])[order_R].astype(np.float32)
 
     def padded_tokens(self, texts: Sequence[str], lengths_R: npt.NDArray[np.int64]) -> int:  # noqa: ARG002
         """In the order of the texts."""

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.models.engine import Padded, run_pieces
-from pipeline.tasks.base import OWN_MODULE, Annotation, Texts
+from pipeline.tasks.base import OWN_MODULE, Annotation, Comparison, Texts
 from pipeline.tasks.window import WindowSettings, WindowTask
 
 
@@ -135,6 +135,10 @@ class RnnSummary(WindowTask):
     def fields(self) -> list[pa.Field]:
         """`summary`."""
         return [pa.field("summary", pa.string())]
+
+    def compared(self) -> Comparison:
+        """With `gold: COLUMN`, a written text beside one that a person wrote."""
+        return Comparison("texts", {"predicted": "summary"})
 
     def annotate(self, texts: Texts) -> Annotation:
         """Read, write, decode."""

@@ -249,7 +249,7 @@ def bench(
     else:
         from jobs.bench.shown import compared
 
-        _show(*compared(found))
+        _show(*compared(found, _width()))
 
 
 # ------------------------------------------------------------------------------------------------------- stop and fail

@@ -67,9 +67,9 @@ def bench(
     if isinstance(corpus := document.get("corpus"), dict):
         corpus.setdefault("sample", rows)  # else the first rows, which are seldom like the others
     job = annotate.parse(document, path or "the example")
-    found, texts = first_texts(job, RayCluster(job.cluster), rows)
-    task: Any = found
-    _check(task.config)
+    _check(job.annotations[0])
+    task: Any
+    task, texts = first_texts(job, RayCluster(job.cluster), rows)
     if len(texts) < ONE_IN:
         raise JobError(f"{len(texts)} texts are too few to measure anything: at least {ONE_IN}")
     missing = {name: absent for name in peers or known.PEERS if (absent := known.missing(name))}

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from jobs.bench import peers
 from jobs.bench.child import measure, token_counts
@@ -41,10 +42,12 @@ def test_a_peer_gives_the_vectors_of_the_reference(
 ) -> None:
     if absent := peers.missing(name):
         pytest.skip(f"{', '.join(absent)} not installed: pip install corpusmill[bench]")
-    if name == "ray.data":
-        pytest.skip("starts a Ray of its own: test_bench.py has it")
     kind = peers.find(name)
-    found = measure(name, setting, 0.0, tmp_path / "vectors.npy")
+    try:
+        found = measure(name, setting, 0.0, tmp_path / "vectors.npy")
+    finally:
+        if name == "ray.data":
+            ray.shutdown()
     vectors = np.load(tmp_path / "vectors.npy")
     cosines = (vectors * right[:: kind.one_in]).sum(1) / np.linalg.norm(vectors, axis=1)
     assert cosines.min() > (0.99 if "bf16" in name else 0.9999)

@@ -27,7 +27,8 @@ from tests.pipeline.families import factory
 KILLS = int(os.environ.get("CORPUSMILL_TRAINING_KILLS", "1"))
 SEED = int(os.environ.get("CORPUSMILL_SEED", "20261122"))
 EPOCH_STEPS = 20  # of some 324 training rows
-STEPS, CHECKPOINT_EVERY, VALIDATE_EVERY, KEPT = 44, 4, 15, 3
+STEPS = 44 if KILLS == 1 else 240  # the death of a node is noticed a moment later: some steps must be left by then
+CHECKPOINT_EVERY, VALIDATE_EVERY, KEPT = 4, 15, 3
 
 WHO = {
     "worker": re.compile(r"^ray::.*RayTrainWorker"),
@@ -204,7 +205,7 @@ def _kill(
     """Kill somebody when some more steps were begun; the process that runs the training afterwards."""
     attempts = len(training.attempts())
     # Who is looked for takes a moment, in which the training goes on: not to its end.
-    wanted = min(STEPS - 16, training.step() + chance.randint(1, max(1, (STEPS - training.step()) // (left + 1))))
+    wanted = min(STEPS * 2 // 3, training.step() + chance.randint(1, max(1, (STEPS - training.step()) // (left + 1))))
     while training.step() < wanted or len(training.attempts()) == attempts:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)

@@ -150,8 +150,7 @@ def test_any_number_of_kills_leaves_the_model_of_an_undisturbed_training(
         kills = min(left, 1 + len(OTHERS))
         others = list(OTHERS[: kills - 1])
         chance.shuffle(others)
-        _run_to_the_end(training, others, chance)
-        left -= kills
+        left -= _run_to_the_end(training, others, chance)
         _check(training, undisturbed)
 
 
@@ -183,8 +182,11 @@ def _checkpoint_at(step: int) -> int:
     )
 
 
-def _run_to_the_end(training: Training, others: list[str], chance: random.Random) -> None:
-    """Kill a worker as it saves, then the others one by one, wherever the training is; the same command goes on."""
+def _run_to_the_end(training: Training, others: list[str], chance: random.Random) -> int:
+    """Kill a worker as it saves, then the others one by one, wherever the training is; the same command goes on.
+
+    How many were killed: workers outlive their node by a moment, in which they may come to their last step.
+    """
     nth = chance.randint(1, 6)
     failpoint = f"{chance.choice(CHECKPOINT_NAMES)}:{nth}:kill"
     process = training.start(failpoint)
@@ -192,21 +194,31 @@ def _run_to_the_end(training: Training, others: list[str], chance: random.Random
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     print(f"{failpoint} at step {training.step()}")
+    killed = 1
     for at, who in enumerate(others):
-        process = _kill(training, process, who, len(others) - at, chance)
+        goes_on = _kill(training, process, who, len(others) - at, chance)
+        if goes_on is None:
+            break
+        process, killed = goes_on, killed + 1
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert json.loads(output.splitlines()[-1])["steps"] == STEPS
+    return killed
 
 
 def _kill(
     training: Training, process: subprocess.Popen[str], who: str, left: int, chance: random.Random
-) -> subprocess.Popen[str]:
-    """Kill somebody when some more steps were begun; the process that runs the training afterwards."""
+) -> subprocess.Popen[str] | None:
+    """Kill somebody when some more steps were begun; the process that runs the training afterwards.
+
+    None where no step was left to begin.
+    """
     attempts = len(training.attempts())
     # Who is looked for takes a moment, in which the training goes on: not to its end.
     wanted = min(STEPS * 2 // 3, training.step() + chance.randint(1, max(1, (STEPS - training.step()) // (left + 1))))
     while training.step() < wanted or len(training.attempts()) == attempts:
+        if process.poll() == 0 and training.step() == STEPS - 1 and len(training.attempts()) == attempts:
+            return None
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
     assert len(training.checkpoints()) <= KEPT + 1

@@ -32,6 +32,10 @@ NAME = "corpusmill_plain"
 MOST_TOKENS = 1024
 """Of a text whose scores are held at once: 24 MB of bfloat16 with twelve heads."""
 
+_KEYS_AT_ONCE = 32
+"""Keys are filled up to a multiple of it. The matrix unit sums so many at once: the sums over a text's tokens are then
+the same to the bit, however long the longest text beside it is."""
+
 _LEAST_DIVISOR = 1e-30
 """Below it the greatest exponential of a row has come near to the smallest numbers, which have fewer digits."""
 
@@ -103,17 +107,17 @@ def _divided_last(
     `mask` is 0 for the keys that all queries see, and very negative for the others: mask_B11S.
     """
     batch, heads, queries, width = query.shape
-    size = key.shape[2]
+    real, size = key.shape[2], -(-key.shape[2] // _KEYS_AT_ONCE) * _KEYS_AT_ONCE
     plain_BHSD = key.new_empty(batch, heads, size, width)
     wide_BHSD = value.new_empty(batch, heads, size, width + 1)
-    plain_BHSD.copy_(key)
-    wide_BHSD[..., :width] = value
-    wide_BHSD[..., width] = 1
-    if mask is not None:
-        # Keys that nobody sees get scores of 0: theirs might be infinite, and infinity times 0 is no number.
-        unseen = (mask[:, 0, 0] != 0).nonzero(as_tuple=True)
-        for each in (plain_BHSD, wide_BHSD):
-            each.transpose(1, 2)[unseen] = 0
+    plain_BHSD[:, :, :real] = key
+    wide_BHSD[:, :, :real, :width] = value
+    wide_BHSD[:, :, :real, width] = 1
+    for each in (plain_BHSD, wide_BHSD):
+        each[:, :, real:] = 0
+        if mask is not None:
+            # Keys that nobody sees get scores of 0: theirs might be infinite, and infinity times 0 is no number.
+            each.transpose(1, 2)[(mask[:, 0, 0] != 0).nonzero(as_tuple=True)] = 0
     query_NQD = query.reshape(batch * heads, queries, width)
     key_NDS = plain_BHSD.view(batch * heads, size, width).transpose(1, 2)
     nothing = query.new_empty(1, 1, 1)  # baddbmm with beta=0 is bmm with a factor

@@ -196,10 +196,10 @@ def _run_to_the_end(training: Training, others: list[str], chance: random.Random
     print(f"{failpoint} at step {training.step()}")
     killed = 1
     for at, who in enumerate(others):
-        goes_on = _kill(training, process, who, len(others) - at, chance)
-        if goes_on is None:
+        kills, process = _kill(training, process, who, len(others) - at, chance)
+        killed += kills
+        if process.poll() is not None:
             break
-        process, killed = goes_on, killed + 1
     output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert json.loads(output.splitlines()[-1])["steps"] == STEPS
@@ -208,17 +208,18 @@ def _run_to_the_end(training: Training, others: list[str], chance: random.Random
 
 def _kill(
     training: Training, process: subprocess.Popen[str], who: str, left: int, chance: random.Random
-) -> subprocess.Popen[str] | None:
-    """Kill somebody when some more steps were begun; the process that runs the training afterwards.
+) -> tuple[int, subprocess.Popen[str]]:
+    """Kill somebody when some more steps were begun: 1, and the process that runs the training afterwards.
 
-    None where no step was left to begin.
+    Where no step was left to begin: 0, and the process that came to its end. That of a node that was killed late may
+    come to its end too.
     """
     attempts = len(training.attempts())
     # Who is looked for takes a moment, in which the training goes on: not to its end.
     wanted = min(STEPS * 2 // 3, training.step() + chance.randint(1, max(1, (STEPS - training.step()) // (left + 1))))
     while training.step() < wanted or len(training.attempts()) == attempts:
         if process.poll() == 0 and training.step() == STEPS - 1 and len(training.attempts()) == attempts:
-            return None
+            return 0, process
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
     assert len(training.checkpoints()) <= KEPT + 1
@@ -227,12 +228,16 @@ def _kill(
     os.kill(chance.choice(choice), signal.SIGKILL)
     print(f"{who} at step {training.step()}")
     if who in ("worker", "controller"):
-        return process
+        return 1, process
+    while process.poll() is None:
+        time.sleep(0.1)
+    if who == "node" and process.returncode == 0 and training.step() == STEPS - 1:
+        return 1, process
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
-    return training.start()
+    return 1, training.start()
 
 
 def _descendants(root: int) -> list[tuple[int, str]]:

@@ -19,9 +19,9 @@ SOURCES = sorted(
     path.relative_to(REPOSITORY).as_posix() for name in PACKAGES for path in REPOSITORY.glob(f"{name}/**/*.py")
 )
 
-MAY_IMPORT_RAY = ("pipeline/stream.py", "pipeline/training/fit.py", "cluster/")
+MAY_IMPORT_RAY = ("pipeline/stream.py", "pipeline/training/fit.py", "cluster/", "jobs/bench/peers/ray_data.py")
 MAY_IMPORT_TORCH = (
-    *("pipeline/models/", "pipeline/tasks/", "jobs/configs/"),
+    *("pipeline/models/", "pipeline/tasks/", "jobs/configs/", "jobs/bench/"),
     *(
         f"pipeline/training/{name}"
         for name in ("attention", "dropout", "fit", "loading", "loop", "masters", "objectives/")

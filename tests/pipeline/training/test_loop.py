@@ -76,6 +76,7 @@ def _of_ranks(rank: int, ranks: int, port: int, work: Work, folder: str) -> None
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     loop.train(work, rank, ranks, CPU, Start(None, folder))
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort a process that takes down its interpreter
 
 
 def _free_port() -> int:

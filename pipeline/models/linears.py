@@ -7,7 +7,6 @@ larger product gives: a quarter of the time of an encoder's linear layers (MiniL
 same sum in another order.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import cast
@@ -74,15 +73,19 @@ class OneOfSeveral(nn.Module):
 
 
 def prepare_linears(model: nn.Module) -> None:
-    """Prepare every linear layer of `model` whose weight is its own, in place; none where this torch cannot."""
-    if not _can_prepare():
+    """Prepare the linear layers of the body of a transformers model, in place; none where this torch cannot.
+
+    Heads stay as they are: some compute with the weights themselves (MobileBERT's for words), and so may code that is
+    not of transformers.
+    """
+    body = getattr(model, "base_model", None)
+    if not isinstance(body, nn.Module) or not type(body).__module__.startswith("transformers.") or not _can_prepare():
         return
-    uses = Counter(id(each) for part in model.modules() for each in part.parameters(recurse=False))
-    for holder in list(model.modules()):
+    for holder in list(body.modules()):
         layers = {
             name: part
             for name, part in holder.named_children()
-            if type(part) is nn.Linear and uses[id(part.weight)] == 1 and part.weight.dtype == torch.bfloat16
+            if type(part) is nn.Linear and part.weight.dtype == torch.bfloat16
         }
         for names in _BESIDE:
             # Who computes its attention in a way of its own reads the query of fewer tokens.

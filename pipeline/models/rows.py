@@ -81,7 +81,9 @@ def _in_rows(
     layers: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
 ) -> Any:
     forward = type(layers).forward
-    if torch.is_grad_enabled() or not (attention_mask is None or attention_mask.shape[1:3] == (1, 1)):
+    masks_keys_alone = attention_mask is None or attention_mask.shape[1:3] == (1, 1)
+    # Of texts of one token the first cannot be told from all of them.
+    if torch.is_grad_enabled() or not masks_keys_alone or hidden_states.shape[1] == 1:
         return forward(layers, hidden_states, attention_mask, **options)
     rows = Rows(*hidden_states.shape[:2])
     found = forward(layers, rows.joined(hidden_states), attention_mask, rows=rows, **options)

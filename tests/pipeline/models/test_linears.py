@@ -74,12 +74,23 @@ def test_layers_that_read_the_same_are_one_product_whoever_is_asked_first() -> N
             close(getattr(attention, name)(values), wanted[name][0])
 
 
-def test_a_weight_that_two_share_and_one_in_other_numbers_stay() -> None:
-    model = nn.Module()
-    model.words = nn.Embedding(10, 8, dtype=torch.bfloat16)
-    model.head = nn.Linear(8, 10, bias=False, dtype=torch.bfloat16)
-    model.head.weight = model.words.weight
-    model.wide = nn.Linear(8, 8)
-    prepare_linears(model)
-    assert type(model.head) is nn.Linear
-    assert type(model.wide) is nn.Linear
+def test_a_head_may_compute_with_its_weights_and_stays() -> None:
+    torch.manual_seed(0)
+    config = transformers.MobileBertConfig(**SMALL, embedding_size=16, intra_bottleneck_size=16)
+    model = transformers.MobileBertForMaskedLM(config).eval().bfloat16()
+    ids = torch.randint(3, 100, (3, 11))
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+        prepare_linears(model)
+        torch.testing.assert_close(model(input_ids=ids).logits.float(), wanted.float(), atol=0.1, rtol=0.05)
+    assert any(isinstance(part, PreparedLinear) for part in model.mobilebert.modules())
+    assert not any(isinstance(part, PreparedLinear) for part in model.cls.modules())
+
+
+def test_code_that_is_not_of_transformers_and_other_numbers_stay() -> None:
+    own = nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))
+    prepare_linears(own)
+    wide = transformers.BertModel(transformers.BertConfig(**SMALL))
+    prepare_linears(wide)
+    assert type(own[0]) is nn.Linear
+    assert not any(isinstance(part, PreparedLinear | OneOfSeveral) for part in wide.modules())

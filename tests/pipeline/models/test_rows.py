@@ -75,6 +75,19 @@ def test_a_model_says_in_rows_what_it_says_of_texts(family: str, head: str, padd
     assert rows_seen == {(1, GRAIN)}
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_texts_of_one_token_are_computed_too(head: str) -> None:
+    torch.manual_seed(0)
+    model = getattr(transformers, head).from_config(transformers.BertConfig(**SMALL)).eval()
+    ids = torch.randint(3, 100, (4, 1))
+    with torch.inference_mode():
+        wanted = model(input_ids=ids)[0]
+        use_plain_attention(model)
+        read_first_token(model)
+        assert compute_in_rows(model)
+        torch.testing.assert_close(model(input_ids=ids)[0], wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_where_something_is_trained_texts_stay_apart() -> None:
     torch.manual_seed(0)
     model = transformers.BertModel(FAMILIES["bert"]).eval()

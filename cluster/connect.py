@@ -144,7 +144,7 @@ class RayCluster:
             cpus = sum(each.actors * each.cpus_per_actor for each in pools)
             on_gpus = any(each.gpus_per_actor > 0 for each in pools)
             if training is not None:  # afterwards the model is judged, with all that this machine has
-                cpus = max(cpus, training.count * training.cpus, _cpus())
+                cpus = max(cpus, training.count * training.cpus, usable_cpus())
                 on_gpus = True
             if training is not None and training.memory_bytes:
                 memory = [max(sum(memory), training.count * training.memory_bytes)]
@@ -214,7 +214,7 @@ def _current_folder(folder: str) -> Iterator[None]:
                 os.chdir(before)
 
 
-def _cpus() -> int:
+def usable_cpus() -> int:
     """CPUs that this process may use: a container's or a taskset's share, not the whole machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -229,7 +229,7 @@ def _gpus() -> int:
 
 
 def _this_machine() -> Node:
-    return Node(_cpus(), _gpus(), machine_memory_bytes())
+    return Node(usable_cpus(), _gpus(), machine_memory_bytes())
 
 
 def _node(resources: dict[str, float]) -> Node:

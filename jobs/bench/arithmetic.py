@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.batching import padding
+
 _KEYS = (
     ("num_hidden_layers", "n_layers", "n_layer", "num_layers"),
     ("hidden_size", "dim", "d_model", "n_embd"),
@@ -31,11 +33,11 @@ def encoder_flop(config: Mapping[str, Any], lengths_R: npt.NDArray[np.int64]) ->
     return layers * (2 * tokens * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * squares)
 
 
+def padded(lengths_R: npt.NDArray[np.int64], batches: Sequence[npt.NDArray[np.intp]]) -> int:
+    """Tokens of these batches of texts, each as long as the longest of its batch."""
+    return int(lengths_R.sum()) + padding(lengths_R, batches)
+
+
 def padded_in_order(lengths_R: npt.NDArray[np.int64], batch: int) -> int:
-    """Tokens of texts in batches of so many, each as long as the longest of its batch."""
-    return padded_in(lengths_R, np.split(np.arange(len(lengths_R)), range(batch, len(lengths_R), batch)))
-
-
-def padded_in(lengths_R: npt.NDArray[np.int64], batches: Sequence[npt.NDArray[np.intp]]) -> int:
-    """Tokens of these batches, each as long as the longest of its texts."""
-    return sum(len(batch) * int(lengths_R[batch].max()) for batch in batches if len(batch))
+    """The same of batches of so many texts in their order."""
+    return padded(lengths_R, np.split(np.arange(len(lengths_R)), range(batch, len(lengths_R), batch)))

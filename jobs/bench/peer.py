@@ -42,15 +42,11 @@ class Peer(ABC):
 
 
 def pooled(hidden_BLD: Vectors, mask_BL: npt.NDArray[np.int64], setting: Setting) -> Vectors:
-    """Vectors_BD of hidden states, with numpy: for peers that give no more."""
-    if setting.pooling == "cls":
-        vectors_BD = hidden_BLD[:, 0]
-    elif setting.pooling == "last":
-        vectors_BD = hidden_BLD[np.arange(len(hidden_BLD)), mask_BL.sum(1) - 1]
-    elif setting.pooling == "max":
-        vectors_BD = np.where(mask_BL[:, :, None] > 0, hidden_BLD, -np.inf).max(1)
-    else:
-        vectors_BD = (hidden_BLD * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdims=True)
-    if setting.normalize:
-        vectors_BD = vectors_BD / np.linalg.norm(vectors_BD, axis=1, keepdims=True)
-    return np.asarray(vectors_BD, np.float32)
+    """Vectors_BD of hidden states: for peers that give no more."""
+    import torch
+
+    from pipeline.models.pooling import pool
+    from pipeline.tasks.encoder import normalized
+
+    vectors_BD = pool(torch.from_numpy(hidden_BLD), torch.from_numpy(mask_BL), setting.pooling).numpy()
+    return normalized(vectors_BD) if setting.normalize else vectors_BD

@@ -98,7 +98,10 @@ class Contest:
         rows = np.concatenate([part["_row"].to_numpy() for part in parts])
         order_R = np.argsort(rows)
         if not np.array_equal(rows[order_R], np.arange(self.setting.rows)):
-            raise RunError(f"corpusmill wrote {len(rows)} of {self.setting.rows} rows; see {output}")
+            raise RunError(
+                f"corpusmill embedded {len(rows)} of {self.setting.rows} texts, and peers would embed all: leave out "
+                "those that are quarantined (`corpusmill preview` tells why)"
+            )
         lengths_R = np.concatenate([part[f"{ANNOTATION}_tokens"].to_numpy() for part in parts])[order_R]
         vectors = [part[f"{ANNOTATION}_embedding"].combine_chunks() for part in parts]
         vectors_RD = np.concatenate([each.flatten().to_numpy().reshape(len(each), -1) for each in vectors])[order_R]

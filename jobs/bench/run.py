@@ -6,7 +6,6 @@ bench(None, [], rows=2000, rounds=3, peers=None, output=Path("out/bench"), watch
 
 import copy
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import jobs
-from cluster.connect import RayCluster
+from cluster.connect import RayCluster, usable_cpus
 from jobs import annotate, jobfile
 from jobs.bench import peers as known
 from jobs.bench.peers.reference import ONE_IN
@@ -31,6 +30,7 @@ from pipeline.progress import Watcher
 
 _EXAMPLE: Mapping[str, Any] = {
     "kind": "annotate",
+    "corpus": {"path": str(Path(jobs.__file__).parent / "configs/sample")},
     "annotations": [
         {
             "name": ANNOTATION,
@@ -40,9 +40,7 @@ _EXAMPLE: Mapping[str, Any] = {
             "max_tokens": 256,
         }
     ],
-    "output": {"path": "out/bench"},
 }
-_SAMPLE = Path(jobs.__file__).parent / "configs/sample"
 
 _OURS_ALONE = ("prefix", "prompt_name", "truncate_dim", "window_pooling", "stride")
 """Options that peers have no word for."""
@@ -63,37 +61,24 @@ def bench(
     Raises JobError: a job without an `embed` annotation in front, or with options that peers have no word for; an
     unknown peer; too few texts. RunError where a contender fails.
     """
-    document = _document(path, overrides)
-    if isinstance(corpus := document.get("corpus"), dict):
-        corpus.setdefault("sample", rows)  # else the first rows, which are seldom like the others
-    job = annotate.parse(document, path or "the example")
-    _check(job.annotations[0])
-    task: Any
-    task, texts = first_texts(job, RayCluster(job.cluster), rows)
-    if len(texts) < ONE_IN:
-        raise JobError(f"{len(texts)} texts are too few to measure anything: at least {ONE_IN}")
-    missing = {name: absent for name in peers or known.PEERS if (absent := known.missing(name))}
+    names = list(peers or known.PEERS)
+    missing = {name: absent for name in names if (absent := known.missing(name))}
     watcher.phase("planning")
     with tempfile.TemporaryDirectory(prefix="corpusmill-bench-") as room:
         folder = Path(room)
-        file = folder / "texts/texts.parquet"
-        file.parent.mkdir()
-        pq.write_table(pa.table({"text": texts}), file)
-        setting = Setting(
-            ref=task.pinned.ref,
-            folder=task.pinned.folder,
-            texts=str(file),
-            rows=len(texts),
-            max_tokens=task.window_tokens,
-            pooling=task.pooling,
-            normalize=task.normalizes,
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        )
+        document = _document(path, overrides, rows, folder)
+        job = annotate.parse(document, path or "the example")
+        _check(job.annotations[0])
+        task: Any
+        task, texts = first_texts(job, RayCluster(job.cluster), rows)
+        if len(texts) < ONE_IN:
+            raise JobError(f"{len(texts)} texts are too few to measure anything: at least {ONE_IN}")
+        setting = _setting(task, texts, folder)
         contest = Contest(
             setting=setting,
-            peers=[name for name in peers or known.PEERS if name not in missing],
+            peers=[name for name in names if name not in missing],
             product_dtype=resolve_dtype("auto", "cpu"),
-            job=_ours(document, file.parent),
+            job=ours(document, Path(setting.texts).parent),
             config=task.pinned.config,
             folder=folder,
             watcher=watcher,
@@ -117,17 +102,33 @@ def bench(
     return measured
 
 
-def _document(path: str | None, overrides: Sequence[str]) -> Mapping[str, Any]:
-    if path is not None:
-        return jobfile.read(path, overrides)
-    return _example(overrides)
-
-
-def _example(overrides: Sequence[str]) -> dict[str, Any]:
-    """The shipped sample with the quickstart's model."""
-    document = copy.deepcopy({**_EXAMPLE, "corpus": {"path": str(_SAMPLE)}})
-    jobfile.override(document, overrides)
+def _document(path: str | None, overrides: Sequence[str], rows: int, folder: Path) -> dict[str, Any]:
+    """The job file, or the shipped sample with the quickstart's model; its own output is left alone."""
+    if path is None:
+        document = copy.deepcopy(dict(_EXAMPLE))
+        jobfile.override(document, overrides)
+    else:
+        document = jobfile.read(path, overrides)
+    if isinstance(corpus := document.get("corpus"), dict):
+        corpus.setdefault("sample", rows)  # else the first rows, which are seldom like the others
+    document["output"] = {"path": str(folder / "none")}
     return document
+
+
+def _setting(task: Any, texts: list[str], folder: Path) -> Setting:
+    """The texts go to a folder of their own: our run takes it for its corpus."""
+    file = folder / "texts/texts.parquet"
+    file.parent.mkdir()
+    pq.write_table(pa.table({"text": texts}), file)
+    return Setting(
+        folder=task.pinned.folder,
+        texts=str(file),
+        rows=len(texts),
+        max_tokens=task.window_tokens,
+        pooling=task.pooling,
+        normalize=task.normalizes,
+        cores=usable_cpus(),
+    )
 
 
 def _check(settings: Any) -> None:
@@ -153,15 +154,15 @@ def _picture(measured: Mapping[str, Any]) -> bytes:
     return rates(figures, "tokens/s", title)
 
 
-def _ours(document: Mapping[str, Any], texts: Path) -> dict[str, Any]:
-    """The job that corpusmill runs: the annotation as it is, over the texts that all contenders have."""
-    annotation = {
-        key: value for key, value in document["annotations"][0].items() if key not in ("where", "gold", "pool")
-    }
-    kept = {key: document[key] for key in ("cluster", "allow_code") if key in document}
+def ours(document: Mapping[str, Any], texts: Path) -> dict[str, Any]:
+    """The job that corpusmill runs: the annotation over the texts that all contenders have, in the job's own actors."""
+    left_out = ("where", "gold", "pool")
+    annotation = {key: value for key, value in document["annotations"][0].items() if key not in left_out}
+    cluster = {key: value for key, value in (document.get("cluster") or {}).items() if key != "pools"}
     return {
-        **kept,
         "kind": "annotate",
+        "allow_code": document.get("allow_code", False),
         "corpus": {"path": str(texts)},
         "annotations": [{**annotation, "name": ANNOTATION, "text": "text"}],
+        "cluster": cluster,
     }

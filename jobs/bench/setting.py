@@ -14,7 +14,6 @@ from pipeline.models.inspection import Pooling
 class Setting:
     """An encoding of R texts."""
 
-    ref: str
     folder: str  # of the model
     texts: str  # a Parquet file with a column `text`, without nulls
     rows: int

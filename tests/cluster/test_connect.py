@@ -119,7 +119,7 @@ def test_gpus_that_torch_cannot_see_are_refused_before_ray_starts(monkeypatch: p
 def test_a_model_is_judged_with_all_that_there_is_however_little_trained_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr("cluster.connect._cpus", lambda: 5)
+    monkeypatch.setattr("cluster.connect.usable_cpus", lambda: 5)
     settings = TrainClusterSettings(workers=1, cpus_per_worker=1, object_store_memory=100 << 20)
     cluster = RayCluster(settings)
     assert cluster.train_workers(0).count == 1

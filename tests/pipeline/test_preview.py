@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import CorpusError, OutputError
 from pipeline.job import AnnotateJob
-from pipeline.preview import ESTIMATE_ROWS, plan_job, preview
+from pipeline.preview import ESTIMATE_ROWS, first_texts, plan_job, preview
 from pipeline.workers import Pools, Workers
 
 COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
@@ -75,6 +75,15 @@ def test_a_preview_goes_on_through_units_until_it_has_its_rows(folder: Path) -> 
 def test_a_preview_of_nothing_has_all_columns_and_no_row(folder: Path) -> None:
     shown = preview(_job(folder, filter="number > 0 AND number < 1"), OneActor(), 3)
     assert (shown.num_rows, shown.column_names[-1]) == (0, "quarantine")
+
+
+def test_first_texts_are_what_the_first_annotation_would_read_of_good_rows(folder: Path) -> None:
+    template = _job(folder).annotations[0].model_copy(update={"text": "{number}: {text}"})
+    job = _job(folder).model_copy(update={"annotations": [template]})
+    task, texts = first_texts(job, OneActor(), 5)
+    assert task.config.name == "size"
+    assert texts[:3] == [f"{row}: text {row} of 0" for row in range(3)]
+    assert len(first_texts(_job(folder), OneActor(), 5)[1]) == 4  # the fourth row's text is null
 
 
 def test_a_plan_counts_and_estimates(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.bench.arithmetic import padded_in
+from jobs.bench.arithmetic import padded
 from jobs.bench.peer import Peer, Vectors, pooled
 from pipeline.batching import micro_batches
 
@@ -46,7 +46,7 @@ class OnnxRuntime(Peer):
 
     def padded_tokens(self, texts: Sequence[str], lengths_R: npt.NDArray[np.int64]) -> int:  # noqa: ARG002
         """Sorted by tokens."""
-        return padded_in(lengths_R, micro_batches(lengths_R, TOKENS))
+        return padded(lengths_R, micro_batches(lengths_R, TOKENS))
 
 
 def sorted_vectors(tokenizer: Any, texts: Sequence[str], hidden: Any, setting: Any) -> Vectors:

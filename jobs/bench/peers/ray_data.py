@@ -28,7 +28,7 @@ class _Encoder:
 
 
 class RayData(Peer):
-    """In float32, batches of 32 in the order of the texts, up to an actor for each core."""
+    """In float32, batches of 32 in the order of the texts, an actor for each core."""
 
     packages = ("sentence_transformers",)
     one_in = 2
@@ -45,11 +45,14 @@ class RayData(Peer):
         """All texts; `seconds` are those from the first batch to the last: actors are there by then."""
         import ray
 
-        rows = ray.data.from_items([{"place": place, "text": text} for place, text in enumerate(texts)])
-        # Actors on all CPUs would leave none to what reads, and wait for it without end.
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=self.setting.cores)
-        encoded = rows.repartition(max(2 * self.setting.cores, len(texts) // (4 * BATCH))).map_batches(
-            _Encoder, fn_constructor_args=(self.setting,), compute=pool, batch_size=BATCH
+        items = [{"place": place, "text": text} for place, text in enumerate(texts)]
+        # Blocks of their own from the start: actors have all CPUs, and a task that divided them would wait without end.
+        blocks = min(len(items), max(2 * self.setting.cores, len(items) // (4 * BATCH)))
+        encoded = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
+            _Encoder,
+            fn_constructor_args=(self.setting,),
+            compute=ray.data.ActorPoolStrategy(size=self.setting.cores),
+            batch_size=BATCH,
         )
         batches = list(encoded.iter_batches(batch_size=None))
         self.seconds = float(

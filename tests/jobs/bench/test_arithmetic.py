@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.bench.arithmetic import encoder_flop, padded_in, padded_in_order
-from pipeline.batching import micro_batches, padding
+from jobs.bench.arithmetic import encoder_flop, padded_in_order
 
 SIZES = {
     "bert": transformers.BertConfig(
@@ -38,5 +37,3 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=90).map(lambda leng
 def test_each_batch_is_as_long_as_its_longest(lengths: np.ndarray, batch: int) -> None:
     wanted = sum(max(part) * len(part) for at in range(0, len(lengths), batch) if len(part := lengths[at : at + batch]))
     assert padded_in_order(lengths, batch) == wanted
-    cut = micro_batches(lengths, 512)
-    assert padded_in(lengths, cut) == lengths.sum() + padding(lengths, cut)

@@ -24,7 +24,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("bench")
     factory.build("bert", "Model", folder / "model")
     pq.write_table(pa.table({"text": TEXTS}), folder / "texts.parquet")
-    return Setting("mine", str(folder / "model"), str(folder / "texts.parquet"), len(TEXTS), 24, "mean", True, 1)
+    return Setting(str(folder / "model"), str(folder / "texts.parquet"), len(TEXTS), 24, "mean", True, 1)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_a_peer_gives_the_vectors_of_the_reference(
 @pytest.mark.parametrize(("pooling", "wanted"), [("mean", [2, 3]), ("cls", [1, 2]), ("last", [3, 4]), ("max", [3, 4])])
 def test_hidden_states_are_pooled_without_padding(setting: Setting, pooling: Any, wanted: list[float]) -> None:
     hidden = np.array([[[1, 2], [3, 4], [9, 9]]], np.float32)
-    asked = Setting("m", "f", "t", 1, 8, pooling, False, 1)
+    asked = Setting("f", "t", 1, 8, pooling, False, 1)
     np.testing.assert_allclose(pooled(hidden, np.array([[1, 1, 0]]), asked), [wanted])
-    long = pooled(hidden, np.array([[1, 1, 0]]), Setting("m", "f", "t", 1, 8, pooling, True, 1))
+    long = pooled(hidden, np.array([[1, 1, 0]]), Setting("f", "t", 1, 8, pooling, True, 1))
     np.testing.assert_allclose(np.linalg.norm(long), 1, rtol=1e-6)
 
 

@@ -87,6 +87,11 @@ def test_intervals_are_drawn_where_there_are_some():
     assert share(with_them, LIGHT_BLUE) < share(without, LIGHT_BLUE)
 
 
+def test_a_bar_is_as_long_as_its_rate_and_the_first_is_in_colour():
+    drawn = plots.rates({"mine": (400.0, 350.0, 420.0), "other": (100.0, 90.0, 130.0)}, "tokens/s", "two")
+    assert share(drawn, BLUE) / share(drawn, LIGHT_BLUE) == pytest.approx(4, rel=0.1)
+
+
 def test_a_course_shows_what_was_logged():
     alone = plots.course(TRAINING)
     assert share(alone, BLUE) > 0

@@ -8,8 +8,9 @@ Unit(id="6f1c…", folder="section=games", spans=(Span(fragment=0, row_group=0, 
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from pipeline.quarantine import Reason
@@ -96,7 +97,7 @@ class UnitBounds:
     bytes: int = UNIT_BYTES  # uncompressed, of the columns that are read
     ranges_per_group: int = 32  # each range decodes its row group up to its end, so this wins over rows and bytes
     min_units: int = 4  # smaller units where the corpus would give fewer, but none below 64 rows for it
-    actors: int = 1  # units come in as many rounds of as many: no actor idles while another does a last one
+    actors: int = 1  # the last units are smaller where there are several: none idles long while another does its last
 
     @classmethod
     def for_device(cls, device: Device, actors: int, store_bytes: int | None = None) -> "UnitBounds":
@@ -108,10 +109,21 @@ class UnitBounds:
         return cls(rows=65_536 if device == "cuda" else 4096, bytes=size, min_units=4 * actors, actors=actors)
 
     def rows_of(self, total_rows: int) -> int:
-        """Rows of one unit where a corpus has so many."""
+        """Rows of one unit where a corpus has so many; the last ones may have fewer."""
         units = max(self.min_units, -(-total_rows // self.rows))
-        even = -(-units // self.actors) * self.actors
-        return min(self.rows, max(_SMALLEST_ROWS, -(-total_rows // even)))
+        return min(self.rows, max(_SMALLEST_ROWS, -(-total_rows // units)))
+
+    def rows_of_next(self, most_rows: int, rows_left: int) -> int:
+        """Rows of the next unit where at most so many are in one, and so many rows have no unit yet.
+
+        Several actors come to their end at different times, at worst a unit apart. So each unit takes a share of what
+        is left, half of an actor's, down to an eighth of a whole unit: smaller ones have more padding (guided
+        self-scheduling, Polychronopoulos and Kuck 1987).
+        """
+        if self.actors == 1:
+            return most_rows
+        least_rows = min(most_rows, max(_SMALLEST_TAPERED_ROWS, most_rows // 8))
+        return max(least_rows, min(most_rows, rows_left // (2 * self.actors)))
 
 
 def plan_units(
@@ -128,26 +140,28 @@ def plan_units(
     own, whatever the filter and the sample say: it owes a receipt. The order of `fragments` changes no unit's id.
     """
     pieces = [list(_pieces(index, fragment, kept, selection)) for index, fragment in enumerate(fragments)]
-    total_rows = sum(piece.span.rows for of_fragment in pieces for piece in of_fragment)
-    bound_rows = bounds.rows_of(total_rows)
+    rows_left = sum(piece.span.rows for of_fragment in pieces for piece in of_fragment)
+    next_rows = partial(bounds.rows_of_next, bounds.rows_of(rows_left))
     units: list[Unit] = []
     folders = [fragment.folder for fragment in fragments]
-    unit = _Joined(fragments, "", bound_rows, bounds.bytes)
+    unit = _Joined(fragments, "", bounds.bytes)
     for index in sorted(range(len(fragments)), key=lambda index: (folders[index], fragments[index].path)):
         if fragments[index].problem is not None:
             units.append(_unit(fragments, folders[index], (Span(index, None, 0, 0),)))
             continue
         if folders[index] != unit.folder:
             units.extend(unit.close())
-            unit = _Joined(fragments, folders[index], bound_rows, bounds.bytes)
+            unit = _Joined(fragments, folders[index], bounds.bytes)
         for piece in pieces[index]:
-            for part in piece.divided(bound_rows, bounds, unit.room):
-                units.extend(unit.add(part))
+            for part in piece.divided(bounds, unit.room, rows_left, next_rows):
+                units.extend(unit.add(part, next_rows(rows_left)))
+                rows_left -= part.span.rows
     units.extend(unit.close())
     return tuple(units)
 
 
 _SMALLEST_ROWS = 64
+_SMALLEST_TAPERED_ROWS = 128
 _UNITS_AT_ONCE = 8  # for each actor
 
 
@@ -159,15 +173,20 @@ class _Piece:
     bytes: float
     first: int  # file position of the group's row 0
 
-    def divided(self, bound_rows: int, bounds: UnitBounds, room: int) -> Iterator["_Piece"]:
+    def divided(
+        self, bounds: UnitBounds, room: int, rows_left: int, next_rows: Callable[[int], int]
+    ) -> Iterator["_Piece"]:
         """Ranges that fill the unit before (which has `room` rows left), then units of their own.
 
-        A row group that would need more ranges than it may have is divided evenly into as many as it may.
+        `next_rows` tells how many rows such a unit has, of those that no unit has yet; `rows_left` are these now. A
+        row group that would need more ranges than it may have is divided evenly into as many as it may.
         """
         rows = self.span.rows
-        limit = max(1, min(bound_rows, int(bounds.bytes * rows / self.bytes) if self.bytes else rows))
-        first = min(room, limit) if room > 0 else limit
-        cuts = [0, *range(first, rows, limit), rows]
+        fitting = max(1, int(bounds.bytes * rows / self.bytes)) if self.bytes else rows
+        cuts = [0]
+        while cuts[-1] < rows and len(cuts) <= bounds.ranges_per_group + 1:
+            wanted = room if room > 0 and len(cuts) == 1 else next_rows(rows_left - cuts[-1])
+            cuts.append(min(rows, cuts[-1] + min(wanted, fitting)))
         if len(cuts) - 1 > bounds.ranges_per_group:
             ranges = bounds.ranges_per_group
             cuts = [rows * part // ranges for part in range(ranges + 1)]
@@ -210,10 +229,10 @@ def _pieces(
 class _Joined:
     """The unit that is being filled: pieces of one folder, while they stay within the bounds."""
 
-    def __init__(self, fragments: Sequence[Fragment], folder: str, bound_rows: int, bound_bytes: int) -> None:
+    def __init__(self, fragments: Sequence[Fragment], folder: str, bound_bytes: int) -> None:
         self.folder = folder
         self._fragments = fragments
-        self._bound_rows = bound_rows
+        self._bound_rows = 0
         self._bound_bytes = bound_bytes
         self._spans: list[Span] = []
         self._rows = 0
@@ -221,13 +240,15 @@ class _Joined:
 
     @property
     def room(self) -> int:
-        """Rows that it can still take."""
+        """Rows that it can still take; none while it is empty."""
         return self._bound_rows - self._rows
 
-    def add(self, piece: _Piece) -> list[Unit]:
-        """Take a piece; where it does not fit, what was there before is a unit."""
+    def add(self, piece: _Piece, bound_rows: int) -> list[Unit]:
+        """Take a piece; where it does not fit, what was there before is a unit, and the next may have so many rows."""
         rows, size = self._rows + piece.span.rows, self._bytes + piece.bytes
         closed = self.close() if rows > self._bound_rows or size > self._bound_bytes else []
+        if not self._spans:
+            self._bound_rows = bound_rows
         self._spans.append(piece.span)
         self._rows += piece.span.rows
         self._bytes += piece.bytes
@@ -235,7 +256,7 @@ class _Joined:
 
     def close(self) -> list[Unit]:
         """The unit that the pieces so far make, if there are any."""
-        spans, self._spans, self._rows, self._bytes = tuple(self._spans), [], 0, 0.0
+        spans, self._spans, self._bound_rows, self._rows, self._bytes = tuple(self._spans), [], 0, 0, 0.0
         return [_unit(self._fragments, self.folder, spans)] if spans else []
 
 

@@ -163,7 +163,9 @@ def test_ten_thousand_small_files_give_few_units():
 
 def test_units_are_smaller_where_actors_would_be_idle():
     bounds = UnitBounds.for_device("cpu", actors=2)
-    assert len(plan_units([fragment("x", 4000)], None, None, bounds)) == 8
+    units = plan_units([fragment("x", 4000)], None, None, bounds)
+    assert max(unit.rows for unit in units) == 500
+    assert len(units) >= 8
 
 
 def test_units_are_not_made_silly_small_for_idle_actors():
@@ -204,9 +206,28 @@ def test_the_row_bound_counts_sampled_rows():
     assert (units[1].spans[0].start, units[1].spans[0].stop) == (50_000, 99_501)
 
 
-def test_units_come_in_full_rounds_of_the_actors():
-    files = [fragment(f"{number}", 2047) for number in range(8)]
-    units = plan_units(files, None, None, UnitBounds.for_device("cpu", 2))
-    assert [unit.rows for unit in units] == [2047] * 8
-    uneven = plan_units([fragment("a", 1000), fragment("b", 24)], None, None, UnitBounds.for_device("cpu", 2))
-    assert [unit.rows for unit in uneven] == [128] * 8
+def test_the_last_units_of_several_actors_are_smaller_each_half_of_an_actors_share_of_what_is_left():
+    def rows(actors, *files):
+        fragments = [fragment(f"{number:02}", file) for number, file in enumerate(files)]
+        return [unit.rows for unit in plan_units(fragments, None, None, UnitBounds.for_device("cpu", actors))]
+
+    assert rows(2, 16_384) == [2048] * 5 + [1536, 1152, 864, 648, 486, 364, 273, 256, 256, 256, 53]
+    assert rows(2, *[1024] * 16) == rows(2, 16_384)
+    assert rows(1, 16_384) == [4096] * 4
+    assert rows(2, 500) == [64] * 7 + [52]
+    assert sum(rows(64, 10**6)) == 10**6
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpora(), st.integers(2, 9))
+def test_however_many_actors_no_row_is_lost_and_no_unit_is_over_the_bounds(corpus, actors):
+    fragments, kept, selection, bounds = corpus
+    units = plan_units(fragments, kept, selection, replace(bounds, actors=actors))
+    alone = plan_units(fragments, kept, selection, bounds)
+    assert sorted(planned_rows(fragments, units)) == sorted(planned_rows(fragments, alone))
+    ranges_of = Counter((span.fragment, span.row_group) for unit in units for span in unit.spans)
+    assert all(ranges <= bounds.ranges_per_group for ranges in ranges_of.values())
+    for unit in units:
+        only = unit.spans[0]
+        if len(unit.spans) > 1 or ranges_of[only.fragment, only.row_group] < bounds.ranges_per_group:
+            assert unit.rows <= bounds.rows

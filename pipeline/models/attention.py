@@ -1,33 +1,40 @@
-"""Attention on a CPU: two batched products with the mask and the scale in the first, softmax between.
+"""Attention: plain on a CPU, packed on a GPU.
 
     use_plain_attention(model)      # families that take transformers' attention interface; others compute eagerly
+    use_packed_attention(model)     # the same families; texts one after another, without padding
 
-The fused kernel of torch took a third of an encoder's time there at a twentieth of its arithmetic (heads of 32 numbers,
-bfloat16), and four times as long on the way back at 128 tokens; transformers' own plain attention casts every score to
-float32 and back: twice the time of this. The softmax of bfloat16 scores adds up in float32 inside the kernel, as it
-does everywhere in torch. Scores of long texts would not fit into memory: those go through the fused kernel.
+Plain: two batched products with the mask and the scale in the first, softmax between. The fused kernel of torch took a
+third of an encoder's time there at a twentieth of its arithmetic (heads of 32 numbers, bfloat16), and four times as
+long on the way back at 128 tokens; transformers' own plain attention casts every score to float32 and back: twice the
+time of this. The softmax of bfloat16 scores adds up in float32 inside the kernel, as it does everywhere in torch.
+Scores of long texts would not fit into memory: those go through the fused kernel.
 
 Where nothing is trained, the softmax divides last: exponentials of the scores as they are, times the values beside a
 column of ones, whose product is what to divide by. Torch's softmax looks for each row's maximum first, which took
 longer than both products; without it exponentials may overflow or vanish, which the divisors tell: then, and with
 scores that carry more than a mask of keys, softmax is as above.
 
-B texts, H heads, Q queries, S keys, D numbers of a head; N = B x H.
+Packed: torch's flash kernel over the real tokens of all texts, told where each begins.
+
+B texts, H heads, Q queries, S keys, D numbers of a head; N = B x H; T tokens of all texts together.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, eager_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, eager_mask, sdpa_mask
 
 from pipeline.models.quietly import quietly
 
 if TYPE_CHECKING:
-    from pipeline.models.rows import Rows
+    from pipeline.models.rows import FilledRows, PackedRows
 
-NAME = "corpusmill_plain"
+PLAIN = "corpusmill_plain"
+PACKED = "corpusmill_packed"
 
 MOST_TOKENS = 1024
 """Of a text whose scores are held at once: 24 MB of bfloat16 with twelve heads."""
@@ -49,7 +56,7 @@ def plain_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
-    rows: "Rows | None" = None,
+    rows: "FilledRows | None" = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """values_BLHD of queries_BHLD over keys_BHSD; mask (0, or very negative) and bias are added to the scores.
@@ -149,10 +156,10 @@ def _key_mask(**asked: Any) -> torch.Tensor | None:
 
 def use_plain_attention(model: nn.Module, or_eagerly: bool = True) -> None:
     """Compute with it from now on, in place; where the family does not ask the interface, eagerly or as before."""
-    AttentionInterface.register(NAME, plain_attention)
-    AttentionMaskInterface.register(NAME, _key_mask)
+    AttentionInterface.register(PLAIN, plain_attention)
+    AttentionMaskInterface.register(PLAIN, _key_mask)
     bends = getattr(getattr(model, "config", None), "attn_logit_softcapping", None)  # scores, before the softmax
-    ways = ([] if bends else [NAME]) + (["eager"] if or_eagerly else [])
+    ways = ([] if bends else [PLAIN]) + (["eager"] if or_eagerly else [])
     for way in ways:
         try:
             with quietly():
@@ -160,3 +167,105 @@ def use_plain_attention(model: nn.Module, or_eagerly: bool = True) -> None:
         except (ValueError, AttributeError):  # a module of one's own has none
             continue
         return
+
+
+# ------------------------------------------------------------------------------------------------------------ packed
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rows: "PackedRows | None" = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """values_1THD of queries_1HTD over keys_1HTD, each text among its own; one query a text may be asked, 1HBD.
+
+    Without `rows`, texts stand side by side as ever: transformers' own attention computes them.
+    """
+    if rows is None:
+        found, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return found, None
+    query_QHD, key_THD, value_THD = (each[0].transpose(0, 1) for each in (query, key, value))
+    starts_B1, longest = rows.starts_B1, rows.tokens
+    asked_B1 = starts_B1
+    if len(query_QHD) < len(key_THD):
+        asked_B1, longest = torch.arange(rows.texts + 1, dtype=torch.int32, device=query.device), 1
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if query.is_cuda:
+        found_QHD = _flash(query_QHD, key_THD, value_THD, asked_B1, starts_B1, longest, rows.tokens, scale)
+    else:
+        found_QHD = _text_by_text(query_QHD, key_THD, value_THD, asked_B1, starts_B1, scale)
+    return found_QHD[None], None
+
+
+def _flash(
+    query_QHD: torch.Tensor,
+    key_THD: torch.Tensor,
+    value_THD: torch.Tensor,
+    asked_B1: torch.Tensor,
+    starts_B1: torch.Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float,
+) -> torch.Tensor:
+    """Torch's kernel for texts of several lengths (Dao 2023)."""
+    found: torch.Tensor = torch.ops.aten._flash_attention_forward(
+        *(query_QHD, key_THD, value_THD, asked_B1, starts_B1, most_queries, most_keys, 0.0, False, False), scale=scale
+    )[0]
+    return found
+
+
+def _text_by_text(
+    query_QHD: torch.Tensor,
+    key_THD: torch.Tensor,
+    value_THD: torch.Tensor,
+    asked_B1: torch.Tensor,
+    starts_B1: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """What the kernel computes, where there is none."""
+    asked, starts = asked_B1.tolist(), starts_B1.tolist()
+    queries = [query_QHD[start:stop].transpose(0, 1) for start, stop in pairwise(asked)]
+    keys, values = ([of[start:stop].transpose(0, 1) for start, stop in pairwise(starts)] for of in (key_THD, value_THD))
+    texts = [
+        nn.functional.scaled_dot_product_attention(query_HQD, key_HSD, value_HSD, scale=scale).transpose(0, 1)
+        for query_HQD, key_HSD, value_HSD in zip(queries, keys, values, strict=True)
+    ]
+    return torch.cat(texts)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this process's GPU has the kernel for numbers of this type."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    some_THD = torch.zeros(2, 1, 32, dtype=dtype, device="cuda")
+    starts_B1 = torch.tensor([0, 1, 2], dtype=torch.int32, device="cuda")
+    try:
+        with torch.inference_mode():
+            _flash(some_THD, some_THD, some_THD, starts_B1, starts_B1, 1, 1, 1.0)
+            torch.cuda.synchronize()
+    except (AttributeError, RuntimeError, TypeError):  # a torch without it, or a GPU from before 2020
+        return False
+    return True
+
+
+def use_packed_attention(model: nn.Module) -> bool:
+    """Compute with it from now on, in place; False where the family does not ask the interface, and stays."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    before = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if before != "sdpa":  # eager ones do something of their own with their scores
+        return False
+    try:
+        with quietly():
+            model.set_attn_implementation(PACKED)  # type: ignore[operator]
+    except (ValueError, AttributeError):
+        return False
+    return True

@@ -7,9 +7,11 @@ Shapes: P pieces, B of them in a micro-batch, L its longest, D numbers for each.
 """
 
 import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ import torch
 
 from pipeline.batching import micro_batches, padding
 from pipeline.errors import RunError
+from pipeline.models.rows import PackedRows, brought
 from pipeline.quarantine import Failure, Reason
 from pipeline.text.tokens import Ids
 from pipeline.workers import Device
@@ -25,6 +28,9 @@ Found = TypeVar("Found")
 
 AboutToRun = Callable[[Sequence[int]], None]
 """Told the pieces of a micro-batch before it goes; the crash journal listens."""
+
+AHEAD = 3
+"""Micro-batches that a GPU has before it while the processor makes the next one."""
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
@@ -38,11 +44,16 @@ class Padded:
     input_ids_BL: torch.Tensor
     attention_mask_BL: torch.Tensor
     token_type_ids_BL: torch.Tensor | None = None  # where a piece is of two texts and the model tells them apart
+    rows: PackedRows | None = None  # for a model that computes real tokens alone
 
     @property
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """The keyword arguments of a model's `forward`."""
-        inputs = {"input_ids": self.input_ids_BL, "attention_mask": self.attention_mask_BL}
+        inputs: dict[str, Any] = {"input_ids": self.input_ids_BL}
+        if self.rows is None:
+            inputs["attention_mask"] = self.attention_mask_BL
+        else:  # transformers would look whether the mask has gaps, and wait for the GPU to tell
+            inputs["rows"] = self.rows
         if self.token_type_ids_BL is not None:
             inputs["token_type_ids"] = self.token_type_ids_BL
         return inputs
@@ -70,44 +81,144 @@ class Forwarded:
     seconds: float
 
 
+class Pending(ABC, Generic[Found]):
+    """What a device was asked for, and will have after a while."""
+
+    @abstractmethod
+    def wait(self) -> Sequence[Found]:
+        """What came of the pieces, in order."""
+
+
+Values = npt.NDArray[np.float32]
+
+
+class Copied(Pending[Values]):
+    """Numbers on their way from a GPU to the host: B rows of them."""
+
+    def __init__(self, values_BD: torch.Tensor) -> None:
+        """They are copied as soon as they are there; until then the processor goes on."""
+        self._host_BD = torch.empty(values_BD.shape, dtype=torch.float32, pin_memory=True)
+        self._host_BD.copy_(values_BD, non_blocking=True)
+        self._there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._there.record()
+
+    def wait(self) -> list[Values]:
+        """The numbers of each piece."""
+        self._there.synchronize()
+        return list(self._host_BD.numpy())
+
+
+Compute = Callable[[npt.NDArray[np.intp]], Sequence[Found] | Pending[Found]]
+"""What comes of the pieces of a micro-batch, in their order."""
+
+
 def run_batches(
     lengths_P: npt.NDArray[np.integer],
-    compute: Callable[[npt.NDArray[np.intp]], Sequence[Found]],
+    compute: Compute[Found],
     *,
     token_budget: int,
     device: Device,
     about_to_run: AboutToRun | None = None,
 ) -> Ran[Found]:
-    """Cut P pieces of these lengths into micro-batches and compute each; `compute` answers for its pieces in order.
+    """Cut P pieces of these lengths into micro-batches and compute each.
 
     A micro-batch that fails is halved until the piece at fault stands alone; it never raises for one piece. It raises
     RunError for what breaks the device for good.
     """
-    batches = micro_batches(lengths_P, token_budget)
-    ran: Ran[Found] = Ran([None] * len(lengths_P))
-    ran.tokens, ran.padding_tokens = int(lengths_P.sum()), padding(lengths_P, batches)
-    began = time.perf_counter()
-    with torch.inference_mode():
-        waiting = batches[::-1]
-        while waiting:
-            batch = waiting.pop()
-            if about_to_run is not None:
-                about_to_run(batch.tolist())
-            try:
-                found_B = compute(batch)
-            except torch.AcceleratorError as fault:
-                if not _is_memory(fault):  # the device is unusable from here on: every later row would be blamed
-                    reason = str(fault).strip().splitlines()[0]
-                    raise RunError(f"{device} gave up: {reason}; the same command goes on") from fault
-                _divide(batch, fault, waiting, ran.failures)
-                continue
-            except Exception as fault:  # noqa: BLE001 - whatever a model raises, the other rows go on
-                _divide(batch, fault, waiting, ran.failures)
-                continue
-            for piece, found in zip(batch, found_B, strict=True):
-                ran.found_P[piece] = found
-    ran.seconds = time.perf_counter() - began
-    return ran
+    found_P: list[Found | None] = [None] * len(lengths_P)
+
+    def keep(batch: npt.NDArray[np.intp], found_B: Sequence[Found]) -> None:
+        for piece, found in zip(batch, found_B, strict=True):
+            found_P[piece] = found
+
+    loop = _Loop(lengths_P, token_budget, compute, keep, device, about_to_run)
+    loop.run()
+    return Ran(found_P, loop.failures, loop.tokens, loop.padding_tokens, loop.seconds)
+
+
+class _Loop(Generic[Found]):
+    """The micro-batches of some pieces: those that wait, and those that a device is computing."""
+
+    def __init__(
+        self,
+        lengths_P: npt.NDArray[np.integer],
+        token_budget: int,
+        compute: Compute[Found],
+        keep: Callable[[npt.NDArray[np.intp], Sequence[Found]], None],
+        device: Device,
+        about_to_run: AboutToRun | None,
+    ) -> None:
+        batches = micro_batches(lengths_P, token_budget)
+        self.tokens, self.padding_tokens = int(lengths_P.sum()), padding(lengths_P, batches)
+        self.seconds = 0.0
+        self.failures: dict[int, Failure] = {}
+        self._lengths_P, self._most_tokens = lengths_P, token_budget
+        self._compute, self._keep, self._device, self._about_to_run = compute, keep, device, about_to_run
+        self._ahead = AHEAD if about_to_run is None else 1  # who listens wants to know what killed the process
+        self._waiting = batches[::-1]
+        self._pending: deque[tuple[npt.NDArray[np.intp], Pending[Found]]] = deque()
+
+    def run(self) -> None:
+        """Compute all; `keep` is told what came of each, in any order."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            while self._waiting or self._pending:
+                if self._waiting and len(self._pending) < self._ahead:
+                    self._begin(self._waiting.pop())
+                else:
+                    self._end()
+        self.seconds = time.perf_counter() - began
+
+    def _begin(self, batch: npt.NDArray[np.intp]) -> None:
+        if len(batch) > 1 and len(batch) * int(self._lengths_P[batch].max()) > self._most_tokens:
+            self._halve(batch)  # it was made before memory ran out
+            return
+        if self._about_to_run is not None:
+            self._about_to_run(batch.tolist())
+        try:
+            computed = self._compute(batch)
+        except Exception as fault:  # noqa: BLE001 - whatever a model raises, the other rows go on
+            self._failed(batch, fault)
+            return
+        if isinstance(computed, Pending):
+            self._pending.append((batch, computed))
+        else:
+            self._keep(batch, computed)
+
+    def _end(self) -> None:
+        batch, pending = self._pending.popleft()
+        try:
+            found_B = pending.wait()
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._failed(batch, fault)
+            return
+        self._keep(batch, found_B)
+
+    def _failed(self, batch: npt.NDArray[np.intp], fault: Exception) -> None:
+        """Both halves wait for another try; a single piece has failed."""
+        memory = _is_memory(fault)
+        if isinstance(fault, torch.AcceleratorError) and not memory:
+            # The device is unusable from here on: every later row would be blamed.
+            reason = str(fault).strip().splitlines()[0]
+            raise RunError(f"{self._device} gave up: {reason}; the same command goes on") from fault
+        if memory:
+            while self._pending:  # what is under way holds memory
+                self._end()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        if len(batch) == 1:
+            reason = Reason.OUT_OF_MEMORY if memory else Reason.MODEL_FAILED
+            first_line = (str(fault).strip().splitlines() or [""])[0]
+            self.failures[int(batch[0])] = Failure(reason, f"{type(fault).__name__}: {first_line}")
+            return
+        if memory:  # the others need as much
+            tokens = len(batch) * int(self._lengths_P[batch].max())
+            self._most_tokens = min(self._most_tokens, max(1, tokens // 2))
+        self._halve(batch)
+
+    def _halve(self, batch: npt.NDArray[np.intp]) -> None:
+        middle = len(batch) // 2
+        self._waiting += [batch[middle:], batch[:middle]]
 
 
 def run_pieces(
@@ -118,15 +229,16 @@ def run_pieces(
     pad_id: int,
     device: Device,
     types_P: Sequence[Ids] | None = None,
+    packed: bool = False,
     about_to_run: AboutToRun | None = None,
 ) -> Ran[Found]:
     """Send every piece through `compute`, padded among its like; `types_P` are token types, as long as the ids.
 
-    Faults as `run_batches` treats them.
+    `packed`: for a model that computes real tokens alone. Faults as `run_batches` treats them.
     """
     return run_batches(
-        np.array([len(ids) for ids in ids_P], np.int64),
-        lambda batch: compute(pad(ids_P, batch, pad_id, device, types_P)),
+        lengths(ids_P),
+        lambda batch: compute(pad(ids_P, batch, pad_id, device, types_P, packed)),
         token_budget=token_budget,
         device=device,
         about_to_run=about_to_run,
@@ -142,29 +254,31 @@ def forward_pieces(
     pad_id: int,
     device: Device,
     types_P: Sequence[Ids] | None = None,
+    packed: bool = False,
     about_to_run: AboutToRun | None = None,
 ) -> Forwarded:
     """Send every piece through `forward`, which gives values_BD: `width` numbers for each piece.
 
     A piece whose numbers are not all finite has failed. Other faults as `run_batches` treats them.
     """
-    ran = run_pieces(
-        ids_P,
-        lambda padded: list(as_numpy(forward(padded))),
-        token_budget=token_budget,
-        pad_id=pad_id,
-        device=device,
-        types_P=types_P,
-        about_to_run=about_to_run,
-    )
     values_PD = np.full((len(ids_P), width), np.nan, np.float32)
-    for piece, values_D in enumerate(ran.found_P):
-        if values_D is not None:
-            values_PD[piece] = values_D
+
+    def compute(batch: npt.NDArray[np.intp]) -> list[Values] | Copied:
+        values_BD = forward(pad(ids_P, batch, pad_id, device, types_P, packed))
+        return Copied(values_BD) if values_BD.is_cuda else list(as_numpy(values_BD))
+
+    loop = _Loop(lengths(ids_P), token_budget, compute, values_PD.__setitem__, device, about_to_run)
+    loop.run()
+    failures = loop.failures
     for broken in np.flatnonzero(~np.isfinite(values_PD).all(axis=1)).tolist():
-        ran.failures.setdefault(broken, not_finite(values_PD[broken]))
-    values_PD[list(ran.failures)] = np.nan
-    return Forwarded(values_PD, ran.failures, ran.tokens, ran.padding_tokens, ran.seconds)
+        failures.setdefault(broken, not_finite(values_PD[broken]))
+    values_PD[list(failures)] = np.nan
+    return Forwarded(values_PD, failures, loop.tokens, loop.padding_tokens, loop.seconds)
+
+
+def lengths(ids_P: Sequence[Ids]) -> npt.NDArray[np.int64]:
+    """Tokens of each piece."""
+    return np.fromiter(map(len, ids_P), np.int64, len(ids_P))
 
 
 def pad(
@@ -173,23 +287,25 @@ def pad(
     pad_id: int,
     device: Device,
     types_P: Sequence[Ids] | None = None,
+    packed: bool = False,
 ) -> Padded:
     """The pieces of `batch` side by side, filled up on the right with `pad_id`, on the device."""
-    lengths_B = tuple(len(ids_P[piece]) for piece in batch)
-    shape = (len(batch), max(lengths_B))
-    input_ids_BL, mask_BL = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
-    types_BL = None if types_P is None else np.zeros(shape, np.int64)
-    for row, (piece, length) in enumerate(zip(batch, lengths_B, strict=True)):
-        input_ids_BL[row, :length] = ids_P[piece]
-        mask_BL[row, :length] = 1
-        if types_BL is not None and types_P is not None:
-            types_BL[row, :length] = types_P[piece]
+    pieces = batch.tolist()
+    lengths_B = lengths([ids_P[piece] for piece in pieces])
+    real_BL = np.arange(lengths_B.max()) < lengths_B[:, None]
+
+    def side_by_side(values_P: Sequence[Ids], filler: int) -> torch.Tensor:
+        values_BL = np.full(real_BL.shape, filler, np.int64)
+        values_BL[real_BL] = np.concatenate([values_P[piece] for piece in pieces])
+        return brought(values_BL, device)
+
     return Padded(
         batch,
-        lengths_B,
-        torch.from_numpy(input_ids_BL).to(device),
-        torch.from_numpy(mask_BL).to(device),
-        None if types_BL is None else torch.from_numpy(types_BL).to(device),
+        tuple(lengths_B.tolist()),
+        side_by_side(ids_P, pad_id),
+        brought(real_BL.astype(np.int64), device),
+        None if types_P is None else side_by_side(types_P, 0),
+        PackedRows.of(lengths_B, device) if packed else None,
     )
 
 
@@ -203,25 +319,6 @@ def not_finite(values: npt.NDArray[np.float32]) -> Failure:
     """The failure of a piece some of whose numbers are not finite."""
     wrong = int((~np.isfinite(values)).sum())
     return Failure(Reason.NON_FINITE_OUTPUT, f"{wrong} of {values.size} numbers that the model gave are not finite")
-
-
-def _divide(
-    batch: npt.NDArray[np.intp],
-    fault: Exception,
-    waiting: list[npt.NDArray[np.intp]],
-    failures: dict[int, Failure],
-) -> None:
-    """Both halves wait for another try; a single piece has failed."""
-    memory = _is_memory(fault)
-    if memory and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if len(batch) > 1:
-        middle = len(batch) // 2
-        waiting += [batch[middle:], batch[:middle]]
-        return
-    reason = Reason.OUT_OF_MEMORY if memory else Reason.MODEL_FAILED
-    first_line = (str(fault).strip().splitlines() or [""])[0]
-    failures[int(batch[0])] = Failure(reason, f"{type(fault).__name__}: {first_line}")
 
 
 def _is_memory(fault: Exception) -> bool:

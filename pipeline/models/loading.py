@@ -16,12 +16,12 @@ import transformers
 
 from pipeline.errors import ModelError
 from pipeline.models import gguf
-from pipeline.models.attention import use_plain_attention
+from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention
 from pipeline.models.first_token import read_first_token
 from pipeline.models.linears import prepare_linears
 from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel, on_this_node
-from pipeline.models.rows import compute_in_rows
+from pipeline.models.rows import can_compute_in_rows, compute_in_rows
 from pipeline.workers import Device
 
 # Weights that AutoModel may do without: a pooler that this checkpoint was never trained with.
@@ -46,6 +46,7 @@ class LoadedModel:
     dtype: str  # never "auto"
     threads: int
     token_budget: int  # padded tokens of one micro-batch
+    packed: bool = False  # it computes the real tokens alone, where a micro-batch tells it which they are
 
     @property
     def pad_id(self) -> int:
@@ -69,16 +70,26 @@ def load(
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
     read_first_token(module)
+    packed = False
     if device == "cpu" and dtype == "bfloat16" and auto_class not in _WRITING:
         use_plain_attention(module, or_eagerly=False)
         compute_in_rows(module)
         prepare_linears(module)
+    elif device == "cuda" and auto_class not in _WRITING and can_pack(dtype_named(dtype)):
+        packed = pack(module)
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
         module = module.to(device).eval()
     except Exception as fault:
         raise ModelError(f"model {pinned.ref!r} cannot be moved to {device}: {_one_line(fault)}") from fault
-    return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget)
+    return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget, packed)
+
+
+def pack(module: Any) -> bool:
+    """Have an encoder compute real tokens alone, in place; False where its family cannot, and it stays as it was."""
+    if not can_compute_in_rows(module) or not use_packed_attention(module):
+        return False
+    return compute_in_rows(module)
 
 
 def dtype_named(dtype: str) -> torch.dtype:

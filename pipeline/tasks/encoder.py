@@ -133,6 +133,7 @@ class EncoderTask(WindowTask):
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             types_P=pieces.types_P,
+            packed=self.loaded.packed,
             about_to_run=self.journal(pieces, texts),
         )
 

@@ -186,6 +186,7 @@ class Score(WindowTask):
             pad_id=loaded.pad_id,
             device=loaded.device,
             types_P=pieces.types_P,
+            packed=is_pair and loaded.packed,
             about_to_run=journal,
         )
         for piece, found in enumerate(ran.found_P):

@@ -101,6 +101,7 @@ class TokenTask(WindowTask):
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             types_P=pieces.types_P,
+            packed=self.loaded.packed,
             about_to_run=self.journal(pieces, texts),
         )
         for piece, values in enumerate(ran.found_P):

@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from pipeline.models.attention import NAME, _divided_last, plain_attention, use_plain_attention
+from pipeline.models.attention import PLAIN, _divided_last, plain_attention, use_plain_attention
 
 SMALL = {
     "vocab_size": 100,
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_those_of_the_model_s_own_attention(family):
 
     values, gradients = found()
     use_plain_attention(model)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == PLAIN
     plain, plain_gradients = found()
     torch.testing.assert_close(plain, values, atol=1e-5, rtol=1e-4)
     assert plain_gradients.keys() == gradients.keys()

@@ -140,7 +140,8 @@ class RayCluster:
             training = self._train_workers
             assert pools or training, "workers() or train_workers() comes first"
             memory = [each.actors * each.memory_bytes for each in pools if each.memory_bytes is not None]
-            beside = max(2, 2, *(each.actors for each in pools))
+            readers = max(0, 0, *(each.readers for each in pools))
+            beside = max(2, 2, *(each.actors for each in pools)) + 2 * readers
             cpus = sum(each.actors * each.cpus_per_actor for each in pools)
             on_gpus = any(each.gpus_per_actor > 0 for each in pools)
             if training is not None:  # afterwards the model is judged, with all that this machine has

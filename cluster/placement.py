@@ -161,6 +161,7 @@ def place(
         on_node_bytes = need_bytes if gpus[pool] == 0 else 0
         sizes[pool] = _Size(each.cpus_per_actor or cpus, gpus[pool], need_bytes, on_node_bytes)
     actors = _shared_out(_Free(nodes, spare_cpus), sizes, {pool: each.actors for pool, each in asked.items()}, there)
+    left = sum(node.cpus for node in nodes) - sum(actors[pool] * size.cpus for pool, size in sizes.items())
     return {
         pool: Workers(
             actors=actors[pool],
@@ -169,6 +170,7 @@ def place(
             threads=max(1, floor(sizes[pool].cpus)),
             memory_bytes=each.memory,
             store_bytes=settings.object_store_memory,
+            readers=max(2, floor(left)) if gpus[pool] else 0,
         )
         for pool, each in asked.items()
     }

@@ -20,6 +20,7 @@ from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Failure, Problem, Reason
 from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
+from pipeline.text.travel import packed, unpacked
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
@@ -131,6 +132,17 @@ class Annotator:
                 words = f"{type(error).__name__}: {error}"
                 raise ModelError(f"annotation '{task.config.name}': its task could not start: {words}") from error
 
+    def take_tokenizers(self) -> None:
+        """Load the tokenizers alone, for `tokenise`; ModelError where one cannot be loaded."""
+        from pipeline.models.loading import prepared_tokenizer
+
+        held: dict[str, Any] = {}
+        for spec, task in zip(self._specs, self._tasks, strict=True):
+            if spec.model is not None and task.needs is not None:
+                if spec.model.digest not in held:
+                    held[spec.model.digest] = prepared_tokenizer(spec.model, threads=1)
+                task.take_tokenizer(held[spec.model.digest])
+
     @staticmethod
     def _loaded(spec: AnnotationSpec, needs: str, module: Any) -> "LoadedModel":
         pinned = spec.pinned
@@ -144,17 +156,40 @@ class Annotator:
 
         return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
 
-    def annotate(self, table: pa.Table, leave_out: Collection[int] = (), running: Running | None = None) -> Annotations:
+    def tokenise(self, table: pa.Table, leave_out: Collection[int] = ()) -> pa.Table:
+        """Tokens of the N rows of `table`, for the `annotate` of another process; it has the tokenizers.
+
+        Texts that an earlier annotation adds are not there yet.
+        """
+        unit = _Unit(table, self._added, leave_out, None, any(task.reads_offsets for task in self._tasks))
+        found: dict[str, tuple[list[int], Sequence[Any]]] = {}
+        for task, reads in zip(self._tasks, self._reads, strict=True):
+            if not reads.after:
+                rendered = unit.rendered(task, reads)
+                task.tokenise(rendered.texts)
+                found |= {name: (rendered.rows_R, tokens) for name, tokens in rendered.texts.tokenised.items()}
+        return packed(found, table.num_rows)
+
+    def annotate(
+        self,
+        table: pa.Table,
+        leave_out: Collection[int] = (),
+        running: Running | None = None,
+        tokens: pa.Table | None = None,
+    ) -> Annotations:
         """Annotate the N rows of `table`; rows in `leave_out` are at fault already and get nulls.
+
+        `tokens` are what another process has found ahead.
 
         A row that fails is told in `problems`; where its annotation keeps errors, in `<name>_error` instead. A row that
         an annotation's `where` leaves out, or that failed in one that it reads, holds nulls.
         """
         found = Annotations({}, [])
         offsets = any(task.reads_offsets for task in self._tasks)
-        unit = _Unit(table, self._added, leave_out, running, offsets)
+        ahead = {} if tokens is None else unpacked(tokens)
+        unit = _Unit(table, self._added, leave_out, running, offsets, ahead)
         for task, reads in zip(self._tasks, self._reads, strict=True):
-            _annotate_one(task, unit.rendered(reads, task.config.max_chars), unit, found)
+            _annotate_one(task, unit.rendered(task, reads), unit, found)
         return found
 
 
@@ -177,8 +212,10 @@ class _Unit:
         leave_out: Collection[int],
         running: Running | None,
         offsets: bool,
+        tokens: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self._table = table
+        self._tokens = tokens or {}  # found ahead, by annotation and input
         self._added = added  # names of all columns of annotations, also of those that are still to come
         self._left_out = frozenset(leave_out)
         self._running = running
@@ -200,17 +237,18 @@ class _Unit:
         nothing_N = pc.is_null(self._table[f"{annotation}_tokens"])
         return frozenset(np.flatnonzero(nothing_N.to_numpy()).tolist())
 
-    def rendered(self, reads: Reads, max_chars: int) -> _Rendered:
+    def rendered(self, task: Task, reads: Reads) -> _Rendered:
         """What one annotation reads of the rows that it wants."""
+        name, max_chars = task.config.name, task.config.max_chars
         left_out = self._left_out.union(*map(self._without, reads.earlier))
         wanted = [row for row in np.flatnonzero(reads.wanted(self._table)).tolist() if row not in left_out]
         failures: dict[int, Failure] = {}
         inputs = {}
-        for name, source in reads.sources.items():
+        for each, source in reads.sources.items():
             key = (source, max_chars)
             if key not in self._columns:
                 self._columns[key] = source.render(self._table, max_chars)
-            inputs[name], broken = self._columns[key]
+            inputs[each], broken = self._columns[key]
             if self._added.intersection(source.columns):  # an annotation may have nothing to say: no fault of the row
                 wanted = [row for row in wanted if row not in broken or broken[row].reason not in _NOTHING]
             failures = {**broken, **failures}
@@ -218,10 +256,15 @@ class _Unit:
         main = next(iter(reads.sources))
         texts = Texts(
             [inputs[main][row] for row in rows_R],
-            {name: [values[row] for row in rows_R] for name, values in inputs.items()},
+            {each: [values[row] for row in rows_R] for each, values in inputs.items()},
             # Annotations that read other columns beside the same texts share what is made of these.
             self._shared.setdefault((reads.sources[main], tuple(rows_R)), {}),
             self._offsets,
+            ahead={
+                whose: tokens if len(rows_R) == self.rows else [tokens[row] for row in rows_R]
+                for whose, tokens in self._tokens.items()
+                if whose.startswith(f"{name}/")
+            },
         )
         if (running := self._running) is not None:
             texts.running = lambda indices: running([rows_R[index] for index in indices])

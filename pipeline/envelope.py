@@ -4,6 +4,7 @@
     state   "read" | "annotated" | "suspect" | "kept" | "fatal"
     rows    Arrow IPC bytes of the unit's table
     added   Arrow IPC bytes of the annotations' columns, as far as the pools that it passed have added them
+    tokens  Arrow IPC bytes of the texts' tokens, where they were found ahead of a GPU
     told    JSON: problems, lost ranges, counts
 
 Ray Data never sees the columns of the corpus, so it cannot change their types, drop an empty block, or cross units: one
@@ -33,6 +34,7 @@ class Envelope:
     problems: list[Problem] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
+    tokens: pa.Table | None = None
     sealed_rows: pa.ChunkedArray | None = None  # `rows` as they came, so that the next stage need not pack them again
 
     def to_block(self) -> pa.Table:
@@ -48,6 +50,7 @@ class Envelope:
                 "state": pa.array([self.state], pa.string()),
                 "rows": _packed(self.rows) if self.sealed_rows is None else self.sealed_rows,
                 "added": _packed(self.added),
+                "tokens": _packed(self.tokens),
                 "told": pa.array([json.dumps(told)], pa.large_string()),
             }
         )
@@ -65,6 +68,7 @@ class Envelope:
             problems=[Problem(row, annotation, Reason(why), text) for row, annotation, why, text in told["problems"]],
             lost=[_lost(each) for each in told["lost"]],
             told=told["told"],
+            tokens=_unpacked(block["tokens"]),
             sealed_rows=block["rows"],
         )
 

@@ -134,7 +134,8 @@ def _bounds(pools: Pools) -> UnitBounds:
     device: Device = "cpu" if any(workers.device == "cpu" for workers in every) else "cuda"
     store_bytes = next(iter(every)).store_bytes
     share_bytes = None if store_bytes is None else store_bytes // len(pools)
-    return UnitBounds.for_device(device, max(workers.actors for workers in every), share_bytes)
+    actors, readers = (max(counts) for counts in zip(*((each.actors, each.readers) for each in every), strict=True))
+    return UnitBounds.for_device(device, actors, share_bytes, readers)
 
 
 def tasks_of(job: AnnotateJob, models: Models) -> list[Task]:

@@ -13,7 +13,8 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -55,6 +56,11 @@ class Work:
     pools: Pools  # in the order in which a unit passes them
     alone: bool = False  # nothing runs beside a unit: who dies now is to blame
 
+    @property
+    def pools_ahead(self) -> list[str | None]:
+        """Pools whose texts are tokenised by the processes that read them, in order."""
+        return [pool for pool, workers in self.pools.items() if workers.readers]
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -86,10 +92,49 @@ def read(order: Order, work: Work) -> Envelope:
             found = _killed_readers(order, work, len(attempt.deaths))
         else:
             found = UnitReader(work.read).read(unit, _fragments(order, work), accept_changed=order.retry)
+        answer = _sealed(order, found) if not order.retry else _mend(order, found, work)
+        if not attempt.deaths:  # else the actor tokenises, which can tell one row from another
+            answer.tokens = _tokenised(answer, work)
         attempt.end()
-        return _sealed(order, found) if not order.retry else _mend(order, found, work)
+        return answer
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return fatal(unit.id, error)
+
+
+def _tokenised(envelope: Envelope, work: Work) -> pa.Table | None:
+    """The tokens of the unit's texts, where actors would wait for them; what cannot be tokenised is left to these."""
+    if not work.pools_ahead or envelope.rows is None:
+        return None
+    if (made := _tokenizers.get(work.run_id)) is None:
+        made = _tokenizers[work.run_id] = _with_tokenizers(work)
+    at_fault = {each.row for each in envelope.problems if each.annotation is None}
+    columns: dict[str, pa.ChunkedArray] = {}
+    try:
+        for annotator in made:
+            found = annotator.tokenise(envelope.rows, at_fault)
+            columns |= dict(zip(found.column_names, found.columns, strict=True))
+    except Exception:  # noqa: BLE001 - the actor meets it too, and can say whose fault it is
+        return None
+    return pa.table(columns) if columns else None
+
+
+_tokenizers: dict[str, list[Annotator]] = {}
+"""Those of a run, loaded once in each process that reads."""
+
+
+def _with_tokenizers(work: Work) -> list[Annotator]:
+    """An annotator for each pool that is tokenised for, as far as its tokenizers are on this node."""
+    made = []
+    for pool in work.pools_ahead:
+        here = [spec for spec in work.annotations if spec.pool == pool]
+        if all(spec.model is None or Path(spec.model.folder).is_dir() for spec in here):
+            try:
+                annotator = Annotator(work.annotations, _schema_read(work), here)
+                annotator.take_tokenizers()
+            except Exception:  # noqa: BLE001 - as above
+                continue
+            made.append(annotator)
+    return made
 
 
 def _fragments(order: Order, work: Work) -> dict[int, Fragment]:
@@ -199,9 +244,11 @@ class AnnotateStage:
                     self.annotator.annotate(table.slice(row, 1))
             attempt.running("whole", None)
         phase: Phase = "whole" if self.work.alone else "stream"
-        found = self.annotator.annotate(
-            table, at_fault, (lambda rows: attempt.running(phase, rows)) if deaths else None
-        )
+        running = (lambda rows: attempt.running(phase, rows)) if deaths else None
+        found = self.annotator.annotate(table, at_fault, running, None if deaths else envelope.tokens)
+        later = list(self.work.pools)[list(self.work.pools).index(self.pool) + 1 :]
+        if not any(pool in later for pool in self.work.pools_ahead):
+            envelope.tokens = None  # nobody asks for them any more
         detail = f"{len(deaths)} processes died over this unit, the last while it ran this row with nothing beside it"
         problems = envelope.problems + [Problem(row, None, Reason.KILLED_PROCESS, detail) for row in sorted(killers)]
         return _answer(envelope, found, problems + found.problems)
@@ -217,7 +264,7 @@ def _answer(envelope: Envelope, found: Annotations, problems: list[Problem]) -> 
     }
     new = pa.table(found.columns)
     added = new if envelope.added is None else with_columns(envelope.added, new)
-    return Envelope(envelope.unit, "annotated", None, added, problems, envelope.lost, told, envelope.sealed_rows)
+    return replace(envelope, state="annotated", rows=None, added=added, problems=problems, told=told)
 
 
 def with_columns(table: pa.Table, added: pa.Table) -> pa.Table:

@@ -99,12 +99,12 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
     """
     _quiet_context()
     shared = ray.put(work)
-    beside = 1 if work.alone else max(2, *(workers.actors for workers in work.pools.values()))
+    beside = 1 if work.alone else max(2, *(max(each.actors, each.readers) for each in work.pools.values()))
     dataset = read_datasource(
         Units(orders, shared),
         override_num_blocks=len(orders),
         concurrency=beside,
-        num_cpus=TASK_CPUS,
+        num_cpus=1 if work.pools_ahead else TASK_CPUS,  # who tokenises computes
         memory=TASK_MEMORY,
     )
     for pool, workers in work.pools.items():

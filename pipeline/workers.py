@@ -21,6 +21,7 @@ class Workers:
     threads: int  # torch's intra-op threads in one actor
     memory_bytes: int | None  # asked of Ray for one actor; None: not asked
     store_bytes: int | None = None  # of Ray's object store, where the job sets it
+    readers: int = 0  # processes that read and tokenise ahead of GPUs; 0: nothing is tokenised ahead
 
     @property
     def device(self) -> Device:

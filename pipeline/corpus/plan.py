@@ -96,22 +96,25 @@ class UnitBounds:
     rows: int = 4096
     bytes: int = UNIT_BYTES  # uncompressed, of the columns that are read
     ranges_per_group: int = 32  # each range decodes its row group up to its end, so this wins over rows and bytes
-    min_units: int = 4  # smaller units where the corpus would give fewer, but none below 64 rows for it
+    min_units: int = 4  # smaller units where the corpus would give fewer
+    least_rows: int = 64  # none is smaller for having more of them
     actors: int = 1  # the last units are smaller where there are several: none idles long while another does its last
 
     @classmethod
-    def for_device(cls, device: Device, actors: int, store_bytes: int | None = None) -> "UnitBounds":
-        """Larger units where rows go by faster, at least four for each actor.
+    def for_device(cls, device: Device, actors: int, store_bytes: int | None = None, readers: int = 0) -> "UnitBounds":
+        """Larger units where rows go by faster, at least four for each actor and for each process that tokenises.
 
         Those that are read, wait, are annotated and are committed at once have to fit an object store that is small.
         """
-        size = UNIT_BYTES if store_bytes is None else min(UNIT_BYTES, store_bytes // (_UNITS_AT_ONCE * max(2, actors)))
-        return cls(rows=65_536 if device == "cuda" else 4096, bytes=size, min_units=4 * actors, actors=actors)
+        at_once = _UNITS_AT_ONCE * max(2, actors) + 2 * readers
+        size = UNIT_BYTES if store_bytes is None else min(UNIT_BYTES, store_bytes // at_once)
+        rows, least_rows = (65_536, 1024) if device == "cuda" else (4096, 64)
+        return cls(rows, size, min_units=4 * max(actors, readers), least_rows=least_rows, actors=actors)
 
     def rows_of(self, total_rows: int) -> int:
         """Rows of one unit where a corpus has so many; the last ones may have fewer."""
         units = max(self.min_units, -(-total_rows // self.rows))
-        return min(self.rows, max(_SMALLEST_ROWS, -(-total_rows // units)))
+        return min(self.rows, max(self.least_rows, -(-total_rows // units)))
 
     def rows_of_next(self, most_rows: int, rows_left: int) -> int:
         """Rows of the next unit where at most so many are in one, and so many rows have no unit yet.
@@ -122,7 +125,7 @@ class UnitBounds:
         """
         if self.actors == 1:
             return most_rows
-        least_rows = min(most_rows, max(_SMALLEST_TAPERED_ROWS, most_rows // 8))
+        least_rows = min(most_rows, max(_SMALLEST_TAPERED_ROWS, self.least_rows, most_rows // 8))
         return max(least_rows, min(most_rows, rows_left // (2 * self.actors)))
 
 
@@ -160,7 +163,6 @@ def plan_units(
     return tuple(units)
 
 
-_SMALLEST_ROWS = 64
 _SMALLEST_TAPERED_ROWS = 128
 _UNITS_AT_ONCE = 8  # for each actor
 

@@ -133,7 +133,8 @@ class Texts:
     `values` is the first of the task's inputs, `inputs` are all by name. `shared` lets annotations over the same texts
     reuse what another computed (tokens, forward passes): ask with `once(key, compute)`. `offsets` tells that some
     annotation wants to know where tokens stand. `running`, where it is set, is told the indices of the texts that are
-    about to go through a model: the crash journal listens.
+    about to go through a model: the crash journal listens. `ahead` are tokens that the process which read the
+    texts has found, by annotation and input; there they are left in `tokenised`.
     """
 
     values: list[str]
@@ -141,6 +142,8 @@ class Texts:
     shared: dict[Hashable, Any] = field(default_factory=dict)
     offsets: bool = False
     running: Callable[[Sequence[int]], None] | None = None
+    ahead: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    tokenised: dict[str, Sequence[Any]] = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> "Texts":
         """The texts [start, stop), which tell the journal their own places and share nothing."""
@@ -234,6 +237,12 @@ class Task(ABC):
 
     def start(self, loaded: "LoadedModel") -> None:
         """Called once in each actor with the loaded model, before the first texts."""
+
+    def take_tokenizer(self, tokenizer: Any) -> None:
+        """Called once with the model's tokenizer: by `start`, or in a process that tokenises ahead and has no model."""
+
+    def tokenise(self, texts: Texts) -> None:
+        """Find the tokens that `annotate` will ask for, into `texts.tokenised`; a task that cannot say leaves it."""
 
     @abstractmethod
     def annotate(self, texts: Texts) -> Annotation:

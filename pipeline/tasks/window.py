@@ -7,9 +7,9 @@
 """
 
 from abc import abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -78,18 +78,25 @@ class WindowTask(Task):
         that leave no room for a text's own tokens.
         """
         self.loaded = loaded
-        self._tokenizer = TextTokenizer(loaded.tokenizer)
+        self.take_tokenizer(loaded.tokenizer)
+        try:
+            self._try_model()
+        except (JobError, ModelError) as fault:
+            raise type(fault)(f"annotation {self.config.name!r}: {fault}") from fault.__cause__
+
+    def take_tokenizer(self, tokenizer: Any) -> None:
+        """Raises ModelError, JobError as `start` does, but for the model."""
+        self._tokenizer = TextTokenizer(tokenizer)
         if self.reads_offsets and not self._tokenizer.has_offsets:
             raise ModelError(
                 f"annotation {self.config.name!r}: the tokenizer of {self.pinned.ref!r} is a slow one "
-                f"({type(loaded.tokenizer).__name__}), which cannot tell where a token stands in its text; a model "
+                f"({type(tokenizer).__name__}), which cannot tell where a token stands in its text; a model "
                 "with a tokenizer.json can"
             )
         try:
             self.maker = PieceMaker(
                 self._tokenizer, self.window_tokens, self.stride(), pairs=self.second_input() is not None
             )
-            self._try_model()
         except (JobError, ModelError) as fault:
             raise type(fault)(f"annotation {self.config.name!r}: {fault}") from fault.__cause__
 
@@ -117,10 +124,21 @@ class WindowTask(Task):
         )
         if name is not None:  # another annotation may mean another column by the same name
             key = (*key, self.inputs()[name])
-        tokenized: Tokenized = texts.once(
-            key, lambda: Tokenized(self._tokenizer, [prefix + value for value in values] if prefix else values)
-        )
+        tokenized: Tokenized = texts.once(key, lambda: self._tokenized(texts, name or "", prefix, values))
         return tokenized.tokens(most, offsets=self.reads_offsets or (texts.offsets and self._tokenizer.has_offsets))
+
+    def _tokenized(self, texts: Texts, name: str, prefix: str, values: Sequence[str]) -> Tokenized:
+        whose = f"{self.config.name}/{name}"
+        full = [prefix + value for value in values] if prefix else values
+        tokenized = Tokenized(self._tokenizer, full, texts.ahead.get(whose))
+        texts.tokenised[whose] = tokenized.found_R
+        return tokenized
+
+    def tokenise(self, texts: Texts) -> None:
+        """The text's, and those of what stands beside it."""
+        self.tokens(texts, prefix=self.prefix(), most=self.maker.most)
+        if (second := self.second_input()) is not None:
+            self.tokens(texts, second, most=self.maker.most)
 
     def pieces_key(self) -> Hashable:
         """What the pieces depend on besides the texts and the tokenizer."""

@@ -196,7 +196,7 @@ class _Made:
     """Pieces as they come."""
 
     def __init__(self, rows: int, frame: Frame) -> None:
-        self._frame = frame
+        self._frame, self._has_types = frame, frame.has_types
         self._ids_P: list[Ids] = []
         self._types_P: list[Ids] = []
         self._spans_P: list[tuple[int, int]] = []
@@ -210,7 +210,7 @@ class _Made:
         """One piece more of this row."""
         ids = self._frame.around(first, second)
         self._ids_P.append(ids)
-        if self._frame.has_types:
+        if self._has_types:
             self._types_P.append(self._frame.types_around(len(first), len(second)))
         self._spans_P.append(span)
         self._leads_P.append(lead)
@@ -221,7 +221,7 @@ class _Made:
         """All of them."""
         return Pieces(
             self._ids_P,
-            self._types_P if self._frame.has_types else None,
+            self._types_P if self._has_types else None,
             np.array(self._spans_P, np.int64).reshape(-1, 2),
             np.array(self._leads_P, np.int64),
             self._windows_R,

@@ -110,19 +110,21 @@ class TextTokenizer:
 class Tokenized:
     """The tokens of R texts, each found once; of a long text only as far as somebody asked."""
 
-    def __init__(self, tokenizer: TextTokenizer, texts: Sequence[str]) -> None:
-        """Nothing is tokenised yet."""
+    def __init__(
+        self, tokenizer: TextTokenizer, texts: Sequence[str], ahead_R: Sequence[Tokens | Failure | None] | None = None
+    ) -> None:
+        """Nothing is tokenised yet, but what another process has found ahead."""
         self._tokenizer = tokenizer
         self._texts = texts
-        self._found_R: list[Tokens | Failure | None] = [None] * len(texts)
+        self.found_R: list[Tokens | Failure | None] = [None] * len(texts) if ahead_R is None else list(ahead_R)
 
     def tokens(self, most: int | None, offsets: bool = False) -> list[Tokens | Failure]:
         """The tokens of every text, or why there are none; at least `most` of each, or all."""
-        lacking = [row for row, found in enumerate(self._found_R) if _lacks(found, most, offsets)]
+        lacking = [row for row, found in enumerate(self.found_R) if _lacks(found, most, offsets)]
         new = self._tokenizer.tokens([self._texts[row] for row in lacking], most, offsets)
         for row, found in zip(lacking, new, strict=True):
-            self._found_R[row] = found
-        return [found for found in self._found_R if found is not None]
+            self.found_R[row] = found
+        return [found for found in self.found_R if found is not None]
 
 
 def _lacks(found: Tokens | Failure | None, most: int | None, offsets: bool) -> bool:

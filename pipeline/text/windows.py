@@ -37,6 +37,9 @@ def pool(
     with_R = windows_R > 0
     if not with_R.any():
         return pooled_RD
+    if windows_R.max() == 1:
+        pooled_RD[with_R] = values_PD
+        return pooled_RD
     firsts = (np.cumsum(windows_R) - windows_R)[with_R]
     if how == "max":
         pooled_RD[with_R] = np.maximum.reduceat(values_PD, firsts)

@@ -175,8 +175,10 @@ def test_units_are_not_made_silly_small_for_idle_actors():
 
 
 def test_bounds_follow_the_device():
-    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 3)
-    assert UnitBounds.for_device("cuda", 1).rows == 65_536
+    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 64, 3)
+    on_gpu = UnitBounds.for_device("cuda", 1, readers=15)
+    assert on_gpu == UnitBounds(65_536, 64 * 2**20, 32, 60, 1024, 1)
+    assert [on_gpu.rows_of(rows) for rows in (21_256, 600_000, 2**30)] == [1024, 10_000, 65_536]
 
 
 def test_an_unreadable_file_is_a_unit_of_its_own_whatever_filter_and_sample_say():

@@ -14,19 +14,28 @@ import numpy as np
 import numpy.typing as npt
 
 
-def micro_batches(lengths_R: npt.NDArray[np.integer], budget_tokens: int) -> list[npt.NDArray[np.intp]]:
+def micro_batches(
+    lengths_R: npt.NDArray[np.integer], budget_tokens: int, packed: bool = False
+) -> list[npt.NDArray[np.intp]]:
     """Rows sorted by length, longest first, and cut so that rows x longest stays within `budget_tokens`.
+
+    `packed`: for a model whose layers compute real tokens alone, so that these may be as many; rows x longest, which it
+    has for a moment before and after its layers, stays within twice the budget.
 
     Rows of one length keep their order. A single row over the budget goes alone. Longest first: memory peaks at the
     beginning, and the first row of a micro-batch tells its width.
     """
     assert budget_tokens > 0
     order_R = np.argsort(-lengths_R.astype(np.int64), kind="stable")
+    real_R1 = np.concatenate([[0], np.cumsum(np.maximum(1, lengths_R[order_R]), dtype=np.int64)])
     batches: list[npt.NDArray[np.intp]] = []
     start = 0
     while start < len(order_R):
         longest = max(1, int(lengths_R[order_R[start]]))
-        stop = start + max(1, budget_tokens // longest)
+        stop = start + max(1, (2 if packed else 1) * budget_tokens // longest)
+        if packed:
+            within = int(np.searchsorted(real_R1, real_R1[start] + budget_tokens, "right")) - 1
+            stop = min(stop, max(start + 1, within))
         batches.append(order_R[start:stop])
         start = stop
     return batches

@@ -118,6 +118,7 @@ def run_batches(
     *,
     token_budget: int,
     device: Device,
+    packed: bool = False,
     about_to_run: AboutToRun | None = None,
 ) -> Ran[Found]:
     """Cut P pieces of these lengths into micro-batches and compute each.
@@ -131,7 +132,7 @@ def run_batches(
         for piece, found in zip(batch, found_B, strict=True):
             found_P[piece] = found
 
-    loop = _Loop(lengths_P, token_budget, compute, keep, device, about_to_run)
+    loop = _Loop(lengths_P, token_budget, compute, keep, device, packed, about_to_run)
     loop.run()
     return Ran(found_P, loop.failures, loop.tokens, loop.padding_tokens, loop.seconds)
 
@@ -146,13 +147,15 @@ class _Loop(Generic[Found]):
         compute: Compute[Found],
         keep: Callable[[npt.NDArray[np.intp], Sequence[Found]], None],
         device: Device,
+        packed: bool,
         about_to_run: AboutToRun | None,
     ) -> None:
-        batches = micro_batches(lengths_P, token_budget)
-        self.tokens, self.padding_tokens = int(lengths_P.sum()), padding(lengths_P, batches)
+        batches = micro_batches(lengths_P, token_budget, packed)
+        self.tokens, self.padding_tokens = int(lengths_P.sum()), 0 if packed else padding(lengths_P, batches)
         self.seconds = 0.0
         self.failures: dict[int, Failure] = {}
-        self._lengths_P, self._most_tokens = lengths_P, token_budget
+        self._lengths_P = lengths_P
+        self._most_tokens = self._at_first = 2 * token_budget if packed else token_budget
         self._compute, self._keep, self._device, self._about_to_run = compute, keep, device, about_to_run
         self._ahead = AHEAD if about_to_run is None else 1  # who listens wants to know what killed the process
         self._waiting = batches[::-1]
@@ -210,6 +213,7 @@ class _Loop(Generic[Found]):
             reason = Reason.OUT_OF_MEMORY if memory else Reason.MODEL_FAILED
             first_line = (str(fault).strip().splitlines() or [""])[0]
             self.failures[int(batch[0])] = Failure(reason, f"{type(fault).__name__}: {first_line}")
+            self._most_tokens = self._at_first  # if memory ran out, then for this one's sake
             return
         if memory:  # the others need as much
             tokens = len(batch) * int(self._lengths_P[batch].max())
@@ -241,6 +245,7 @@ def run_pieces(
         lambda batch: compute(pad(ids_P, batch, pad_id, device, types_P, packed)),
         token_budget=token_budget,
         device=device,
+        packed=packed,
         about_to_run=about_to_run,
     )
 
@@ -267,7 +272,7 @@ def forward_pieces(
         values_BD = forward(pad(ids_P, batch, pad_id, device, types_P, packed))
         return Copied(values_BD) if values_BD.is_cuda else _each(as_numpy(values_BD))
 
-    loop = _Loop(lengths(ids_P), token_budget, compute, values_PD.__setitem__, device, about_to_run)
+    loop = _Loop(lengths(ids_P), token_budget, compute, values_PD.__setitem__, device, packed, about_to_run)
     loop.run()
     failures = loop.failures
     for broken in np.flatnonzero(~np.isfinite(values_PD).all(axis=1)).tolist():

@@ -52,3 +52,17 @@ def test_a_row_over_the_budget_goes_alone():
 def test_no_rows_give_no_micro_batches():
     assert micro_batches(np.array([], np.int64), 10) == []
     assert padding(np.array([], np.int64), []) == 0
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 900))
+def test_packed_micro_batches_hold_as_many_real_tokens_as_the_budget_says_and_twice_as_many_beside_padding(
+    lengths, budget
+):
+    lengths_R = np.array(lengths, np.int64)
+    batches = micro_batches(lengths_R, budget, packed=True)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch, after in zip(batches, [*batches[1:], None], strict=True):
+        real, padded = lengths_R[batch].sum(), len(batch) * lengths_R[batch].max()
+        assert len(batch) == 1 or (real <= budget and padded <= 2 * budget)
+        if after is not None:  # one more would have been too many
+            assert real + lengths_R[after[0]] > budget or padded + lengths_R[batch].max() > 2 * budget

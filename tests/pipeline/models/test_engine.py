@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RunError
-from pipeline.models.engine import forward_pieces, run_batches, run_pieces
+from pipeline.models.engine import AHEAD, Pending, forward_pieces, run_batches, run_pieces
 from pipeline.quarantine import Reason
 
 PAD = 9
@@ -163,3 +163,64 @@ def test_what_is_computed_of_a_piece_may_be_anything():
 def test_an_answer_for_too_few_pieces_is_nobodys_fault():
     with pytest.raises(ValueError, match="zip"):
         run_batches(np.array([1, 1]), lambda batch: ["one"], token_budget=9, device="cpu")
+
+
+def test_after_memory_ran_out_the_other_micro_batches_are_halved_before_they_are_tried():
+    tried = []
+
+    def greedy(input_ids_BL, attention_mask_BL):
+        tried.append(len(input_ids_BL))
+        if len(input_ids_BL) > 19:
+            raise MemoryError("out of memory")
+        return sums(input_ids_BL, attention_mask_BL)
+
+    done = run([[number] * 10 for number in range(128)], greedy, budget=640)
+    assert done.values_PD.tolist() == [[10 * number, 10] for number in range(128)]
+    assert tried == [64, 32, *[16] * 8]
+
+
+def test_a_piece_that_memory_cannot_hold_makes_no_others_smaller():
+    tried = []
+
+    def greedy(input_ids_BL, attention_mask_BL):
+        tried.append(len(input_ids_BL))
+        if (input_ids_BL == POISON).any():
+            raise MemoryError("out of memory")
+        return sums(input_ids_BL, attention_mask_BL)
+
+    done = run([[POISON] * 10, *[[1] * 10] * 63], greedy, budget=160)
+    assert {piece: failure.reason for piece, failure in done.failures.items()} == {0: Reason.OUT_OF_MEMORY}
+    assert tried[tried.index(1) + 1 :] == [1, 2, 4, 8, 16, 16, 16]
+
+
+class Later(Pending):
+    """What comes when it is asked for, or a fault that comes then."""
+
+    under_way = 0
+
+    def __init__(self, found):
+        self.found = found
+        Later.under_way += 1
+
+    def wait(self):
+        Later.under_way -= 1
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def test_a_device_has_a_few_micro_batches_before_it_and_its_faults_come_late():
+    most = []
+
+    def compute(batch):
+        found = Later(ValueError("no") if 5 in batch else [f"about {piece}" for piece in batch])
+        most.append(Later.under_way)
+        return found
+
+    ran = run_batches(np.full(20, 3), compute, token_budget=9, device="cuda")
+    assert ran.found_P == [None if piece == 5 else f"about {piece}" for piece in range(20)]
+    assert ran.failures[5].detail == "ValueError: no"
+    assert (max(most), Later.under_way) == (AHEAD, 0)
+    most.clear()
+    run_batches(np.full(20, 3), compute, token_budget=9, device="cuda", about_to_run=lambda _: None)
+    assert max(most) == 1

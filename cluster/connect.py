@@ -112,6 +112,9 @@ class RayCluster:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
         if self._settings.address == "local":
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token under the home folder
+            # Ray's workers would give way to everything else (nice 15), to our own driver too: they are as nice as the
+            # user started this program.
+            os.environ.setdefault("RAY_worker_niceness", "0")
         import ray  # half a second, and a finished run needs none of it
 
         if ray.is_initialized():

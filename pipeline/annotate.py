@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.apart import check_apart
@@ -40,6 +41,7 @@ from pipeline.planning import (
     with_gold_of,
 )
 from pipeline.progress import Watcher
+from pipeline.repeats import Repeats
 from pipeline.stages import Order, Work
 from pipeline.summary import Pace, Quarantine, Tally, over_limit
 from pipeline.workers import Cluster, Pools
@@ -85,7 +87,14 @@ class Run:
             },
             token_budget={name: pin.token_budget for name, pin in pins.items()},
             pools=passes(self.job, self.models, self.plan, self.pools),
+            repeats=_repeats(self.job),
         )
+
+
+def _repeats(job: AnnotateJob) -> Repeats:
+    """The folder as processes with another current folder find it."""
+    cache = job.repeats.cache
+    return Repeats(job.repeats.once, None if cache is None else str(Path(cache).expanduser().resolve()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +298,7 @@ def _summary(run: Run, tally: Tally, skipped: int, metrics: Mapping[str, Measure
                 "engine": pin.engine,
                 "dtype": pin.dtype,
                 "tokens": tally.tokens_by_annotation.get(name, 0),
+                "repeated": tally.repeated_by_annotation.get(name, 0),
                 "model_seconds": round(tally.seconds_by_annotation.get(name, 0.0), 3),
             }
             | ({"metrics": metrics[name].to_json()["figures"]} if name in metrics else {})

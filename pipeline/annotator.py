@@ -4,8 +4,11 @@ AnnotationSpec(settings={"name": "topic", "task": "classify", …}, allow_code=F
 annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label": […], "topic_score": […], …})
 """
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +21,19 @@ from pipeline.inputs import Reads, Source, compile_inputs
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Failure, Problem, Reason
+from pipeline.repeats import Cache, Repeats, distinct, key, of_bytes, salt, to_bytes
 from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 from pipeline.text.travel import packed, unpacked
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
+
+_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "max_chars", "model"})
+"""Options that change nothing of what is said of a text, or that the pinned model stands for."""
+
+_DECISIVE = ("digest", "engine", "dtype", "device")
+"""What the plan has pinned of it."""
 
 _NOTHING = frozenset({Reason.NULL_TEXT, Reason.BLANK_TEXT})
 
@@ -52,6 +62,18 @@ class AnnotationSpec:
         pool = self.settings.get("pool")
         return None if pool is None else str(pool)
 
+    def decisive(self) -> dict[str, Any]:
+        """What decides, besides the text, what is said of it."""
+        options = {name: value for name, value in self.settings.items() if name not in _UNDECISIVE}
+        own_code = hashlib.sha256(Path(self.settings["task"]).read_bytes()).hexdigest() if self.has_own_code else None
+        pinned = self.pinned
+        return {"options": options, "code": own_code, **{each: getattr(pinned, each) for each in _DECISIVE}}
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether its task is a file of the user's own."""
+        return str(self.settings["task"]).endswith(".py")
+
     def task(self) -> Task:
         """The task of this annotation, without weights."""
         kind = tasks.find(str(self.settings["task"]), allow_code=self.allow_code)
@@ -72,6 +94,7 @@ class Annotations:
     padding_tokens: int = 0
     tokens_by_annotation: dict[str, int] = field(default_factory=dict)
     seconds_by_annotation: dict[str, float] = field(default_factory=dict)  # in models
+    repeated_by_annotation: dict[str, int] = field(default_factory=dict)  # texts of which it was known already
 
 
 def columns_of(task: Task) -> list[pa.Field]:
@@ -88,13 +111,19 @@ class Annotator:
     """The models of a job or pool, loaded once; annotations that share texts have them rendered and tokenised once."""
 
     def __init__(
-        self, specs: Sequence[AnnotationSpec], schema: pa.Schema, only: Collection[AnnotationSpec] | None = None
+        self,
+        specs: Sequence[AnnotationSpec],
+        schema: pa.Schema,
+        only: Collection[AnnotationSpec] | None = None,
+        repeats: Repeats = Repeats(),  # noqa: B008 - frozen
     ) -> None:
         """Prepare the annotations over rows of this schema; `load` brings the weights.
 
         `specs` are all of the job. Where `only` some are to be made here, the tables have the columns of those before;
-        the models of the others are not looked for on this node.
+        the models of the others are not looked for on this node. Raises JobError for a cache that cannot be used.
         """
+        self._repeats = repeats
+        self._cache = None if repeats.cache is None else Cache(repeats.cache)
         elsewhere = {spec.name: spec.added for spec in specs if only is not None and spec not in only}
         # Tasks read the model's folder when they are made, and the driver's may be on another node.
         self._specs = [spec.on_this_node() for spec in specs if spec.name not in elsewhere]
@@ -161,13 +190,15 @@ class Annotator:
 
         Texts that an earlier annotation adds are not there yet.
         """
-        unit = _Unit(table, self._added, leave_out, None, any(task.reads_offsets for task in self._tasks))
+        offsets = any(task.reads_offsets for task in self._tasks)
+        unit = _Unit(table, self._added, leave_out, None, offsets, self._repeats.once)
         found: dict[str, tuple[list[int], Sequence[Any]]] = {}
         for task, reads in zip(self._tasks, self._reads, strict=True):
             if not reads.after:
                 rendered = unit.rendered(task, reads)
-                task.tokenise(rendered.texts)
-                found |= {name: (rendered.rows_R, tokens) for name, tokens in rendered.texts.tokenised.items()}
+                texts = unit.texts(task, rendered)
+                task.tokenise(texts)
+                found |= {name: (rendered.firsts_U, tokens) for name, tokens in texts.tokenised.items()}
         return packed(found, table.num_rows)
 
     def annotate(
@@ -187,19 +218,27 @@ class Annotator:
         found = Annotations({}, [])
         offsets = any(task.reads_offsets for task in self._tasks)
         ahead = {} if tokens is None else unpacked(tokens)
-        unit = _Unit(table, self._added, leave_out, running, offsets, ahead)
-        for task, reads in zip(self._tasks, self._reads, strict=True):
-            _annotate_one(task, unit.rendered(task, reads), unit, found)
+        unit = _Unit(table, self._added, leave_out, running, offsets, self._repeats.once, ahead)
+        for spec, task, reads in zip(self._specs, self._tasks, self._reads, strict=True):
+            cache = self._cache if spec.model is not None else None
+            _annotate_one(spec, task, unit.rendered(task, reads), unit, found, cache)
         return found
 
 
 @dataclass(slots=True)
 class _Rendered:
-    """The good texts of a unit, the row of each, and the rows whose text is at fault."""
+    """The R good rows of a unit as one annotation reads them, U distinct ones, and the rows that are at fault."""
 
-    texts: Texts
     rows_R: list[int]
+    inputs: dict[str, list[Any]]  # by the task's own names, of all rows of the unit
+    source: Source  # of the main one
+    firsts_U: list[int]  # the row where each distinct text first stands
+    which_R: list[int]  # which of them each row has
     failures: dict[int, Failure]  # by row
+
+    def of(self, row: int) -> tuple[Any, ...]:
+        """All inputs of a row."""
+        return tuple(values[row] for values in self.inputs.values())
 
 
 class _Unit:
@@ -212,9 +251,11 @@ class _Unit:
         leave_out: Collection[int],
         running: Running | None,
         offsets: bool,
+        once: bool,
         tokens: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self._table = table
+        self._once = once
         self._tokens = tokens or {}  # found ahead, by annotation and input
         self._added = added  # names of all columns of annotations, also of those that are still to come
         self._left_out = frozenset(leave_out)
@@ -239,7 +280,7 @@ class _Unit:
 
     def rendered(self, task: Task, reads: Reads) -> _Rendered:
         """What one annotation reads of the rows that it wants."""
-        name, max_chars = task.config.name, task.config.max_chars
+        max_chars = task.config.max_chars
         left_out = self._left_out.union(*map(self._without, reads.earlier))
         wanted = [row for row in np.flatnonzero(reads.wanted(self._table)).tolist() if row not in left_out]
         failures: dict[int, Failure] = {}
@@ -253,27 +294,48 @@ class _Unit:
                 wanted = [row for row in wanted if row not in broken or broken[row].reason not in _NOTHING]
             failures = {**broken, **failures}
         rows_R = [row for row in wanted if row not in failures]
-        main = next(iter(reads.sources))
+        main = reads.sources[next(iter(reads.sources))]
+        at_fault = {row: failures[row] for row in wanted if row in failures}
+        rendered = _Rendered(rows_R, inputs, main, rows_R, list(range(len(rows_R))), at_fault)
+        if self._once:
+            with contextlib.suppress(TypeError):  # a list or a struct is no key
+                firsts, rendered.which_R = distinct([rendered.of(row) for row in rows_R])
+                rendered.firsts_U = [rows_R[first] for first in firsts]
+        return rendered
+
+    def texts(self, task: Task, rendered: _Rendered, chosen: Sequence[int] | None = None) -> Texts:
+        """The distinct texts of an annotation, or the `chosen` ones of these, as its task takes them."""
+        rows_U = rendered.firsts_U if chosen is None else [rendered.firsts_U[each] for each in chosen]
+        inputs = {name: [values[row] for row in rows_U] for name, values in rendered.inputs.items()}
         texts = Texts(
-            [inputs[main][row] for row in rows_R],
-            {each: [values[row] for row in rows_R] for each, values in inputs.items()},
+            next(iter(inputs.values())),
+            inputs,
             # Annotations that read other columns beside the same texts share what is made of these.
-            self._shared.setdefault((reads.sources[main], tuple(rows_R)), {}),
+            self._shared.setdefault((rendered.source, tuple(rows_U)), {}),
             self._offsets,
             ahead={
-                whose: tokens if len(rows_R) == self.rows else [tokens[row] for row in rows_R]
+                whose: tokens if len(rows_U) == self.rows else [tokens[row] for row in rows_U]
                 for whose, tokens in self._tokens.items()
-                if whose.startswith(f"{name}/")
+                if whose.startswith(f"{task.config.name}/")
             },
         )
         if (running := self._running) is not None:
-            texts.running = lambda indices: running([rows_R[index] for index in indices])
-        return _Rendered(texts, rows_R, {row: failures[row] for row in wanted if row in failures})
+            rows_of: dict[int, list[int]] = {}
+            for row, which in zip(rendered.rows_R, rendered.which_R, strict=True):
+                rows_of.setdefault(rendered.firsts_U[which], []).append(row)
+            texts.running = lambda indices: running([row for index in indices for row in rows_of[rows_U[index]]])
+        return texts
 
 
-def _annotate_one(task: Task, rendered: _Rendered, unit: _Unit, found: Annotations) -> None:
+def _annotate_one(
+    spec: AnnotationSpec, task: Task, rendered: _Rendered, unit: _Unit, found: Annotations, cache: Cache | None
+) -> None:
     settings: AnnotationSettings = task.config
-    annotation = annotate_surviving(task, rendered.texts)
+    if cache is None:
+        annotation, known = annotate_surviving(task, unit.texts(task, rendered)), 0
+    else:
+        annotation, known = _with_cache(cache, spec, task, rendered, unit)
+    annotation = _of_all(annotation, rendered.which_R)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}
     columns = _over_all_rows(task, annotation, rendered.rows_R, unit.rows)
@@ -290,6 +352,58 @@ def _annotate_one(task: Task, rendered: _Rendered, unit: _Unit, found: Annotatio
     found.padding_tokens += annotation.padding_tokens
     found.tokens_by_annotation[settings.name] = int(annotation.tokens_R.sum())
     found.seconds_by_annotation[settings.name] = annotation.model_seconds
+    found.repeated_by_annotation[settings.name] = len(rendered.rows_R) - len(rendered.firsts_U) + known
+
+
+def _of_all(annotation: Annotation, which_R: list[int]) -> Annotation:
+    """What was said of the distinct texts, of all that have them."""
+    if len(which_R) == len(annotation.tokens_R):  # none comes again
+        return annotation
+    indices_R = np.array(which_R)
+    return replace(
+        annotation,
+        columns={name: column.take(pa.array(indices_R)) for name, column in annotation.columns.items()},
+        tokens_R=annotation.tokens_R[indices_R],
+        truncated_R=annotation.truncated_R[indices_R],
+        failures={
+            index: annotation.failures[which] for index, which in enumerate(which_R) if which in annotation.failures
+        },
+    )
+
+
+def _with_cache(
+    cache: Cache, spec: AnnotationSpec, task: Task, rendered: _Rendered, unit: _Unit
+) -> tuple[Annotation, int]:
+    """What is said of the distinct texts, and of how many of them it was known; what is new is kept."""
+    salted = salt(spec.decisive())
+    keys_U = [key(salted, rendered.of(row)) for row in rendered.firsts_U]
+    known = cache.find(keys_U)
+    new = [each for each, text in enumerate(keys_U) if text not in known]
+    computed = annotate_surviving(task, unit.texts(task, rendered, new))
+    batch = pa.record_batch(
+        [
+            *(computed.columns[each.name].cast(each.type) for each in task.fields()),
+            pa.array(computed.tokens_R, pa.int32()),
+            pa.array(computed.truncated_R, pa.bool_()),
+        ],
+        names=[*(each.name for each in task.fields()), "tokens", "truncated"],
+    )
+    cache.keep({keys_U[each]: to_bytes(batch, at) for at, each in enumerate(new) if at not in computed.failures})
+    old = [each for each, text in enumerate(keys_U) if text in known]
+    if not old:
+        return computed, 0
+    said_before = of_bytes([known[keys_U[each]] for each in old], batch.schema)
+    both = pa.concat_tables([pa.Table.from_batches([batch]), said_before])
+    table = both.take(pa.array(np.argsort(np.array(new + old)))).combine_chunks()
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    annotation = replace(
+        computed,
+        tokens_R=columns.pop("tokens").to_numpy(),
+        truncated_R=columns.pop("truncated").to_numpy(zero_copy_only=False),
+        columns=columns,
+        failures={new[at]: failure for at, failure in computed.failures.items()},
+    )
+    return annotation, len(old)
 
 
 def _over_all_rows(task: Task, annotation: Annotation, rows_R: list[int], rows: int) -> dict[str, pa.Array]:

@@ -68,6 +68,18 @@ def _pinned(annotation: AnnotationSettings) -> dict[str, Any]:
     return annotation.model_dump(mode="json", exclude={"gold"} if annotation.gold is None else None)
 
 
+class RepeatSettings(Settings):
+    """What is done with texts that come again."""
+
+    once: bool = True
+    """Rows of one unit whose annotation reads the same are computed once. No: a task of one's own that says another
+    thing each time is asked each time."""
+
+    cache: str | None = Field(default=None, min_length=1)
+    """A folder (on each machine that computes) that keeps what models said of texts, for other units and for later
+    runs, by digest of text, model and options; it may be deleted between runs. Default: nothing is kept."""
+
+
 class AnnotateJob(Settings):
     """One pass over a corpus that adds one or more annotations to each row."""
 
@@ -83,6 +95,8 @@ class AnnotateJob(Settings):
     output: OutputSettings
 
     limits: Limits = Limits()
+
+    repeats: RepeatSettings = RepeatSettings()
 
     @field_validator("annotations")
     @classmethod

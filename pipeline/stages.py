@@ -33,6 +33,7 @@ from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
 from pipeline.output.storage import Store
 from pipeline.quarantine import Lost, Problem, Reason
+from pipeline.repeats import Repeats
 from pipeline.workers import Pools, section
 
 LOADS_AT_MOST = 3
@@ -54,6 +55,7 @@ class Work:
     footer: Mapping[str, Any]
     token_budget: Mapping[str, int]
     pools: Pools  # in the order in which a unit passes them
+    repeats: Repeats = Repeats()  # noqa: RUF009 - frozen
     alone: bool = False  # nothing runs beside a unit: who dies now is to blame
 
     @property
@@ -129,7 +131,7 @@ def _with_tokenizers(work: Work) -> list[Annotator]:
         here = [spec for spec in work.annotations if spec.pool == pool]
         if all(spec.model is None or Path(spec.model.folder).is_dir() for spec in here):
             try:
-                annotator = Annotator(work.annotations, _schema_read(work), here)
+                annotator = Annotator(work.annotations, _schema_read(work), here, Repeats(work.repeats.once))
                 annotator.take_tokenizers()
             except Exception:  # noqa: BLE001 - as above
                 continue
@@ -197,7 +199,7 @@ class AnnotateStage:
         try:
             specs = self.work.annotations
             here = [spec for spec in specs if spec.pool == self.pool]
-            self.annotator = Annotator(specs, _schema_read(self.work), here)
+            self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
             _load(self.annotator, self.work, self.pool)
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             self.broken = fatal("", error)
@@ -261,6 +263,7 @@ def _answer(envelope: Envelope, found: Annotations, problems: list[Problem]) -> 
         "padding_tokens": before.get("padding_tokens", 0) + found.padding_tokens,
         "tokens_by_annotation": before.get("tokens_by_annotation", {}) | found.tokens_by_annotation,
         "seconds_by_annotation": before.get("seconds_by_annotation", {}) | found.seconds_by_annotation,
+        "repeated_by_annotation": before.get("repeated_by_annotation", {}) | found.repeated_by_annotation,
     }
     new = pa.table(found.columns)
     added = new if envelope.added is None else with_columns(envelope.added, new)
@@ -307,8 +310,11 @@ def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
             commit_unit(work.store, _unit_commit(envelope, previous, work))
     except Exception as error:  # noqa: BLE001 - the boundary of a process
         return {"state": "fatal", "unit": envelope.unit, **fatal(envelope.unit, error).told}
-    timing = {key: envelope.told.get(key) for key in ("seconds", "since_ready", "seconds_by_annotation")}
-    return {"state": "done", "unit": envelope.unit, **timing}
+    return {"state": "done", "unit": envelope.unit, **{name: envelope.told.get(name) for name in _TOLD}}
+
+
+_TOLD = ("seconds", "since_ready", "seconds_by_annotation", "repeated_by_annotation")
+"""Of a unit that is done, for the summary of this run alone."""
 
 
 def _unit_commit(envelope: Envelope, previous: Receipt | None, work: Work) -> UnitCommit:

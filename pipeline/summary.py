@@ -123,6 +123,7 @@ class Tally:
     padding_tokens: int = 0
     tokens_by_annotation: dict[str, int] = field(default_factory=dict)
     seconds_by_annotation: dict[str, float] = field(default_factory=dict)  # in models, of all actors together
+    repeated_by_annotation: dict[str, int] = field(default_factory=dict)  # texts of which it was known already
 
     def stands(self, receipts: Iterable[Receipt]) -> None:
         """Receipts that earlier runs wrote."""
@@ -145,6 +146,8 @@ class Tally:
             self.tokens_by_annotation[name] = self.tokens_by_annotation.get(name, 0) + count - before
         for name, model_seconds in dict(told.get("seconds_by_annotation") or {}).items():
             self.seconds_by_annotation[name] = self.seconds_by_annotation.get(name, 0.0) + model_seconds
+        for name, texts in dict(told.get("repeated_by_annotation") or {}).items():
+            self.repeated_by_annotation[name] = self.repeated_by_annotation.get(name, 0) + texts
         if told.get("since_ready"):
             if self.pace.first is None:
                 self.rows_first = receipt.rows_read

@@ -32,6 +32,15 @@ def test_with_gpus_each_actor_has_one() -> None:
     assert (workers.actors, workers.gpus_per_actor, workers.device) == (16, 1, "cuda")
 
 
+def test_cpus_that_actors_on_gpus_leave_read_and_tokenise_ahead_of_them() -> None:
+    assert _alone(ClusterSettings(), [SERVER, SERVER], MINILM_BYTES, spare_cpus=1).readers == 128 - 16
+    assert _alone(ClusterSettings(actors=1), [Node(2, 1, 16 * GIB)], MINILM_BYTES, spare_cpus=0).readers == 2
+    assert _alone(ClusterSettings(), [LAPTOP], MINILM_BYTES, spare_cpus=0).readers == 0
+    mixed = _pools(large={"actors": 2}, small={"gpus_per_actor": 0, "actors": 4})
+    pools = place(mixed, [SERVER], {"large": MINILM_BYTES, "small": MINILM_BYTES}, 0)
+    assert {pool: workers.readers for pool, workers in pools.items()} == {"large": 64 - 6, "small": 0}
+
+
 def test_fractions_of_a_gpu_share_it() -> None:
     assert _alone(ClusterSettings(gpus_per_actor=0.5), [SERVER], MINILM_BYTES, spare_cpus=1).actors == 16
 

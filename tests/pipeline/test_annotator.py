@@ -1,6 +1,6 @@
 """Every row gets what its text gave, wherever bad rows stand between."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem, Reason
+from pipeline.repeats import Repeats
 
 COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
 PINNED = PinnedAnnotation(None, None, None, None, None, "cpu", 1, 0)
@@ -203,3 +204,117 @@ def test_annotations_made_apart_are_those_made_together(texts: list[str | None])
         problems += found.problems
     assert {name: columns[name] for name in together.columns} == together.columns
     assert sorted(problems, key=str) == sorted(together.problems, key=str)
+
+
+REPEATED = ["one two", None, "one two", "three", "please FAIL", "one two", "please FAIL", "three four five six"]
+
+
+def test_texts_that_come_again_are_computed_once_and_said_of_every_row(wordy: str) -> None:
+    table, heard = _table(*REPEATED), list[list[int]]()
+    found = _annotator(table.schema, {"task": wordy}).annotate(table, (), lambda rows: heard.append(list(rows)))
+    words = [text if text is None else text.split()[:3] for text in REPEATED]
+    assert found.columns["size_words"].to_pylist() == words
+    assert found.columns["size_tokens"].to_pylist() == [2, None, 2, 1, 2, 2, 2, 3]
+    assert found.columns["size_truncated"].to_pylist() == [False, None, *[False] * 5, True]
+    assert (found.tokens, found.repeated_by_annotation) == (2 + 1 + 2 + 3, {"size": 3})
+    assert heard == [[0, 2, 5, 3, 4, 6, 7]]
+
+
+def test_every_row_whose_text_fails_is_told() -> None:
+    table = _table(*REPEATED)
+    told = [(each.row, each.reason) for each in _annotator(table.schema).annotate(table).problems]
+    assert told == [(1, Reason.NULL_TEXT), (4, Reason.MODEL_FAILED), (6, Reason.MODEL_FAILED)]
+
+
+@given(st.lists(st.sampled_from([None, " ", "good", "please FAIL", "rather a long text, it is"]), max_size=30))
+def test_once_or_each_says_the_same(texts: list[str | None]) -> None:
+    table = _table(*texts)
+    spec = AnnotationSpec({"name": "size", "task": COUNTING, "text": "text"}, True, None, PINNED)
+    once, each = (Annotator([spec], table.schema, repeats=Repeats(once)).annotate(table) for once in (True, False))
+    assert once.columns == each.columns
+    assert once.problems == each.problems
+    assert each.repeated_by_annotation == {"size": 0}
+
+
+def _embedding(folder: Path, repeats: Repeats, **options: Any) -> Annotator:
+    model = pin(ModelSettings(ref=str(folder)))
+    settings = {"name": "e", "task": "embed", "text": "text"} | options
+    pinned = PinnedAnnotation(model.ref, None, model.digest, "torch", "float32", "cpu", 1, 1024)
+    return Annotator([AnnotationSpec(settings, False, model, pinned)], _table().schema, repeats=repeats)
+
+
+def test_a_cache_says_again_what_another_unit_or_run_has_found(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    repeats = Repeats(cache=str(tmp_path))
+    first, second = _table("ak bl", "cm dn", None, "ak bl"), _table("eo", "cm dn", "", "ak bl", "eo")
+    plain = _embedding(make_encoder(), Repeats())
+    for annotator in (
+        plain,
+        before := _embedding(make_encoder(), repeats),
+        again := _embedding(make_encoder(), repeats),
+    ):
+        annotator.load()
+    assert before.annotate(first).columns == plain.annotate(first).columns
+    found = again.annotate(second)
+    assert found.repeated_by_annotation == {"e": 1 + 2}
+    assert found.columns["e_tokens"].to_pylist() == [3, 4, None, 4, 3]
+    assert found.tokens == 3, "of one text alone, and its special tokens"
+    assert [each.reason for each in found.problems] == [Reason.BLANK_TEXT]
+    assert again.annotate(second).tokens == 0
+    for name, column in plain.annotate(second).columns.items():
+        assert column.type == found.columns[name].type
+        for value, wanted in zip(found.columns[name].to_pylist(), column.to_pylist(), strict=True):
+            assert value == pytest.approx(wanted, abs=1e-5)
+
+
+def test_another_option_or_name_of_the_model_is_another_or_the_same_entry(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    repeats, table = Repeats(cache=str(tmp_path)), _table("ak bl")
+    options: list[tuple[dict[str, Any], int]] = [
+        ({}, 4),
+        ({"name": "other", "errors": "keep"}, 0),
+        ({"pooling": "max"}, 4),
+        ({"truncate_dim": 8}, 4),
+    ]
+    for each, tokens in options:
+        annotator = _embedding(make_encoder(), repeats, **each)
+        annotator.load()
+        assert annotator.annotate(table).tokens == tokens, each
+
+
+def test_tokens_that_another_process_has_found_are_those_that_a_model_reads(make_encoder: Callable[..., Path]) -> None:
+    table = _table("ak bl", None, "cm", "ak bl", " ", "dn eo fk")
+    actor, reader = _embedding(make_encoder(), Repeats()), _embedding(make_encoder(), Repeats())
+    actor.load()
+    reader.take_tokenizers()
+    tokens = reader.tokenise(table, leave_out={2})
+    assert tokens.column_names == ["e/"]
+    assert [each["ids"] is not None for each in tokens["e/"].to_pylist()] == [True, False, False, False, False, True]
+    alone = actor.annotate(table, leave_out={2})
+    ahead = actor.annotate(table, leave_out={2}, tokens=tokens)
+    assert ahead.columns == alone.columns
+    assert ahead.problems == alone.problems
+    swapped = pa.table({"e/": tokens["e/"].take(pa.array([5, 1, 2, 3, 4, 0]))})
+    others = actor.annotate(table, leave_out={2}, tokens=swapped).columns["e_tokens"].to_pylist()
+    assert others == [5, None, None, 5, None, 4], "nobody looked at the texts again"
+
+
+def test_texts_of_earlier_annotations_are_not_tokenised_ahead(make_encoder: Callable[..., Path]) -> None:
+    model = pin(ModelSettings(ref=str(make_encoder())))
+    pinned = PinnedAnnotation(model.ref, None, model.digest, "torch", "float32", "cpu", 1, 1024)
+    settings = [
+        {"name": "size", "task": COUNTING, "text": "text"},
+        {"name": "a", "task": "embed", "text": "size_label"},
+        {"name": "b", "task": "embed", "text": "text", "where": "size_chars > 2"},
+        {"name": "c", "task": "embed", "text": "text", "prefix": "ak "},
+    ]
+    specs = [AnnotationSpec(settings[0], True, None, PINNED)]
+    specs += [AnnotationSpec(each, False, model, pinned) for each in settings[1:]]
+    reader = Annotator(specs, _table().schema)
+    reader.take_tokenizers()
+    assert reader.tokenise(_table("bl")).to_pydict() == {
+        "c/": [{"ids": reader.tokenise(_table("bl"))["c/"][0]["ids"].as_py(), "offsets": None, "whole": True}]
+    }
+    assert len(reader.tokenise(_table("bl"))["c/"][0]["ids"].as_py()) == 2

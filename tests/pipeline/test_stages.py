@@ -148,6 +148,35 @@ def test_a_unit_goes_its_way_and_leaves_parts_a_receipt_and_no_mark(bench: Make)
     assert unit.marks() == []
 
 
+def test_texts_for_a_gpu_are_tokenised_by_who_reads_them_unless_that_may_have_killed_one(
+    bench: Make, make_encoder: Callable[..., Path]
+) -> None:
+    annotation = {"task": "embed", "model": {"ref": str(make_encoder())}}
+    unit = bench(["ak bl", None, "cm"], annotation=annotation)
+    assert read(unit.order(), unit.work).tokens is None
+    unit.pools = {None: replace(WORKERS, readers=2)}
+    found = Envelope.of_block(read(unit.order(), unit.work).to_block())
+    assert found.tokens is not None
+    ids = [tokens["ids"] for tokens in found.tokens["size/"].to_pylist()]
+    assert [None if each is None else len(each) for each in ids] == [2, None, 1]
+    assert unit.annotated(unit.order()).tokens is None, "the commit has no use for them"
+    unit.through(unit.order())
+    assert [row["size_tokens"] for row in unit.rows()] == [4, 3]
+    unit.died("read", DIED)
+    assert read(unit.order(), unit.work).tokens is None
+
+
+def test_a_text_that_cannot_be_tokenised_ahead_is_left_to_the_actor(
+    bench: Make, make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(make_encoder(), tmp_path / "model")
+    unit = bench(["ak bl"], annotation={"task": "embed", "model": {"ref": str(copy)}})
+    unit.pools, work = {None: replace(WORKERS, readers=2)}, unit.work
+    shutil.rmtree(copy)
+    found = read(unit.order(), replace(work, pools=unit.pools, run_id="elsewhere"))
+    assert (found.state, found.tokens) == ("read", None)
+
+
 def test_a_unit_whose_rows_are_all_filtered_away_still_owes_its_receipt(bench: Make) -> None:
     unit = bench(["one", "two", "three"], corpus={"filter": "number > 0 AND number < 1"})
     assert unit.through(unit.order())["state"] == "done"

@@ -193,7 +193,7 @@ def test_a_piece_that_memory_cannot_hold_makes_no_others_smaller():
     assert tried[tried.index(1) + 1 :] == [1, 2, 4, 8, 16, 16, 16]
 
 
-class Later(Pending):
+class Later(Pending[str]):
     """What comes when it is asked for, or a fault that comes then."""
 
     under_way = 0

@@ -8,7 +8,9 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -377,33 +379,56 @@ def _with_cache(
     """What is said of the distinct texts, and of how many of them it was known; what is new is kept."""
     salted = salt(spec.decisive())
     keys_U = [key(salted, rendered.of(row)) for row in rendered.firsts_U]
+    schema = pa.schema([*task.fields(), pa.field("tokens", pa.int32()), pa.field("truncated", pa.bool_())])
     known = cache.find(keys_U)
-    new = [each for each, text in enumerate(keys_U) if text not in known]
-    computed = annotate_surviving(task, unit.texts(task, rendered, new))
-    batch = pa.record_batch(
-        [
-            *(computed.columns[each.name].cast(each.type) for each in task.fields()),
-            pa.array(computed.tokens_R, pa.int32()),
-            pa.array(computed.truncated_R, pa.bool_()),
-        ],
-        names=[*(each.name for each in task.fields()), "tokens", "truncated"],
-    )
-    cache.keep({keys_U[each]: to_bytes(batch, at) for at, each in enumerate(new) if at not in computed.failures})
+    said, places = [], []  # tables of rows, and the text of each row
+    computed: list[tuple[Annotation, list[int]]] = []
+    unknown = [each for each, text in enumerate(keys_U) if text not in known]
+    for chunk in _chunks(unknown, rendered, Random(b"".join(keys_U[:1]))):
+        if computed:  # meanwhile others may have said it
+            known |= cache.find([keys_U[each] for each in chunk])
+        new = [each for each in chunk if keys_U[each] not in known]
+        annotation = annotate_surviving(task, unit.texts(task, rendered, new))
+        computed.append((annotation, new))
+        columns = [annotation.columns[each.name].cast(each.type) for each in task.fields()]
+        columns += [pa.array(annotation.tokens_R, pa.int32()), pa.array(annotation.truncated_R, pa.bool_())]
+        batch = pa.record_batch(columns, schema=schema)
+        cache.keep({keys_U[each]: to_bytes(batch, at) for at, each in enumerate(new) if at not in annotation.failures})
+        said.append(pa.Table.from_batches([batch]))
+        places += new
     old = [each for each, text in enumerate(keys_U) if text in known]
-    if not old:
-        return computed, 0
-    said_before = of_bytes([known[keys_U[each]] for each in old], batch.schema)
-    both = pa.concat_tables([pa.Table.from_batches([batch]), said_before])
-    table = both.take(pa.array(np.argsort(np.array(new + old)))).combine_chunks()
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
-    annotation = replace(
-        computed,
-        tokens_R=columns.pop("tokens").to_numpy(),
-        truncated_R=columns.pop("truncated").to_numpy(zero_copy_only=False),
-        columns=columns,
-        failures={new[at]: failure for at, failure in computed.failures.items()},
+    said.append(of_bytes([known[keys_U[each]] for each in old], schema))
+    table = pa.concat_tables(said).take(pa.array(np.argsort(np.array(places + old, np.int64))))
+    found = {name: table[name].combine_chunks() for name in table.column_names}
+    annotation = Annotation(
+        tokens_R=found.pop("tokens").to_numpy(),
+        truncated_R=found.pop("truncated").to_numpy(zero_copy_only=False),
+        columns=found,
+        failures={new[at]: failure for each, new in computed for at, failure in each.failures.items()},
+        forward_tokens=sum(each.forward_tokens for each, _ in computed),
+        padding_tokens=sum(each.padding_tokens for each, _ in computed),
+        model_seconds=sum(each.model_seconds for each, _ in computed),
     )
     return annotation, len(old)
+
+
+_CHUNKS = 6
+_SMALLEST_CHUNK = 128
+
+
+def _chunks(texts: list[int], rendered: _Rendered, random: Random) -> list[list[int]]:
+    """The texts in a few parts, each of like lengths, so that no more is padded than of all at once.
+
+    After each part the others can find what was said. Actors that have the same text at the same time begin at
+    different lengths, or they would come to it together.
+    """
+    main = next(iter(rendered.inputs.values()))
+    by_length = sorted(texts, key=lambda each: len(main[rendered.firsts_U[each]]))
+    count = min(_CHUNKS, max(1, len(texts) // _SMALLEST_CHUNK))
+    cuts = [len(texts) * part // count for part in range(count + 1)]
+    chunks = [by_length[start:stop] for start, stop in pairwise(cuts)]
+    random.shuffle(chunks)
+    return chunks
 
 
 def _over_all_rows(task: Task, annotation: Annotation, rows_R: list[int], rows: int) -> dict[str, pa.Array]:

@@ -31,7 +31,7 @@ from pipeline.training import report
 from pipeline.training import rows as training_rows
 from pipeline.training.examples import Counts, Examples, receipt_of
 from pipeline.training.gate import judged
-from pipeline.training.job import FinetuneJob
+from pipeline.training.job import FinetuneJob, check_sharding
 from pipeline.training.objectives.base import Learned, Objective
 from pipeline.training.order import Order
 from pipeline.training.promote import CANDIDATE, MODEL, promote
@@ -98,8 +98,7 @@ def finetune(job: FinetuneJob, cluster: TrainCluster, watcher: Watcher, began: f
     objective.check_model(model)
     report.check(job, objective)
     workers = cluster.train_workers(model.weights_bytes)
-    if job.training.sharded and workers.device == "cpu":
-        raise JobError("training.sharded divides a model among GPUs, and these workers have none: leave it out")
+    check_sharding(job, workers)
     plan = _plan(job, model, objective.larger(model), rows, workers)
     with Lease.acquire(store, run_id := new_run_id()):
         plan = _pinned(store, plan)

@@ -23,6 +23,7 @@ from pipeline.settings import Settings
 from pipeline.training import objectives
 from pipeline.training.objectives.base import ObjectiveSettings
 from pipeline.training.split import Shares
+from pipeline.workers import TrainWorkers
 
 _Path = Annotated[str, Field(min_length=1)]
 _Paths = _Path | Annotated[list[_Path], Field(min_length=1)]
@@ -312,3 +313,14 @@ class FinetuneJob(Settings):
         """The job as processes elsewhere read it: without what a job file holds besides (kind, cluster)."""
         found = self.model_dump(mode="json", include=set(FinetuneJob.model_fields))
         return found | {"objective": self.objective.portable()}
+
+
+def check_sharding(job: FinetuneJob, workers: TrainWorkers) -> None:
+    """Raises JobError where a model is to be divided, and there is nothing that it could be divided among."""
+    if job.training.sharded and workers.device == "cpu":
+        raise JobError("training.sharded divides a model among GPUs, and these workers have none: leave it out")
+    if job.training.sharded and workers.least < 2:
+        raise JobError(
+            f"training.sharded divides a model among workers, and there may be one alone here ({workers.count} at "
+            "most): leave it out, or set cluster.workers to 2 or more"
+        )

@@ -18,6 +18,24 @@ def in_bfloat16(module: nn.Module) -> None:
         parameter.data = parameter.data.to(torch.bfloat16)
 
 
+AT_ONCE = 1 << 24
+"""Numbers whose gradients are cast at once: 64 MB. A GPU is asked for all parameters of a small model in one go, where
+each of them would take the processor longer than the GPU."""
+
+
+def _together(parameters: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The parameters in groups of so many numbers, or of one that has more."""
+    groups: list[list[torch.Tensor]] = []
+    room = 0
+    for parameter in parameters:
+        if not groups or parameter.numel() > room:
+            groups.append([])
+            room = AT_ONCE
+        groups[-1].append(parameter)
+        room -= parameter.numel()
+    return groups
+
+
 class MasterAdamW(torch.optim.Optimizer):
     """Decoupled weight decay (Loshchilov and Hutter 2019) on float32 copies of the parameters."""
 
@@ -37,20 +55,19 @@ class MasterAdamW(torch.optim.Optimizer):
         """Add one step's gradients to the float32 weights, and round these into the parameters."""
         assert closure is None, "a step is taken once"
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    self._begin(parameter)
-                    state = self.state[parameter]
+            for parameters in _together([each for each in group["params"] if each.grad is not None]):
+                for parameter in parameters:
+                    if not self.state[parameter]:
+                        self._begin(parameter)
+                states = [self.state[parameter] for parameter in parameters]
+                masters = [state["master"] for state in states]
                 adamw(
-                    [state["master"]],
-                    [parameter.grad.float()],
-                    [state["exp_avg"]],
-                    [state["exp_avg_sq"]],
+                    masters,
+                    [parameter.grad.float() for parameter in parameters if parameter.grad is not None],
+                    [state["exp_avg"] for state in states],
+                    [state["exp_avg_sq"] for state in states],
                     [],
-                    [state["step"]],
+                    [state["step"] for state in states],
                     fused=True,
                     amsgrad=False,
                     beta1=group["betas"][0],
@@ -60,7 +77,7 @@ class MasterAdamW(torch.optim.Optimizer):
                     eps=group["eps"],
                     maximize=False,
                 )
-                parameter.copy_(state["master"])
+                torch._foreach_copy_(parameters, masters)
 
     def _begin(self, parameter: torch.Tensor) -> None:
         master = parameter.detach().float().clone()

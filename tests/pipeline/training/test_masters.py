@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.training import masters
 from pipeline.training.masters import MasterAdamW
 
 LR, DECAY = 3e-3, 0.1
@@ -81,3 +82,32 @@ def test_a_saved_state_goes_on_bit_by_bit(before: int) -> None:
     assert all(each.dtype == torch.float32 for each in resumed.state[second].values())
     _trained(resumed, second, gradients[before:])
     torch.testing.assert_close(second.detach(), whole.detach(), rtol=0, atol=0)
+
+
+def test_many_parameters_step_as_each_alone_would() -> None:
+    sizes = [3, 5, 0, 70, 9, 2]
+    apart = [torch.nn.Parameter(torch.randn(size).bfloat16()) for size in sizes]
+    together = [torch.nn.Parameter(each.detach().clone()) for each in apart]
+    optimizers = [*(MasterAdamW([each], lr=LR, weight_decay=DECAY) for each in apart)]
+    several = MasterAdamW(together, lr=LR, weight_decay=DECAY)
+    for _ in range(3):
+        for one, other in zip(apart, together, strict=True):
+            one.grad = torch.randn(one.shape).bfloat16()
+            other.grad = one.grad.clone()
+        together[1].grad = apart[1].grad = None
+        for optimizer in [*optimizers, several]:
+            optimizer.step()
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_gradients_are_cast_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masters, "AT_ONCE", 10)
+    parameters = [torch.zeros(size) for size in (4, 6, 1, 30, 2, 8, 0, 1)]
+    assert [[len(each) for each in group] for group in masters._together(parameters)] == [
+        [4, 6],
+        [1],
+        [30],
+        [2, 8, 0],
+        [1],
+    ]

@@ -17,6 +17,7 @@ import transformers
 from pipeline.errors import ModelError
 from pipeline.models import gguf
 from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention
+from pipeline.models.device import settle
 from pipeline.models.first_token import read_first_token
 from pipeline.models.linears import prepare_linears
 from pipeline.models.quietly import quietly
@@ -65,7 +66,7 @@ def load(
     digest here; weights that the class needs are missing or of another shape; a kind of model that the class does not
     know; a tokenizer that cannot be built; anything else that transformers refuses.
     """
-    torch.set_num_threads(threads)
+    settle(device, threads)
     pinned = on_this_node(pinned)
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.models.device import settle
 from pipeline.models.inspection import weight_files
 from pipeline.models.loading import LoadedModel, dtype_named, prepared_tokenizer
 from pipeline.models.reference import PinnedModel, on_this_node
@@ -30,7 +31,7 @@ def load_own(
     if pinned.gguf_file is not None:
         # Safetensors may lie beside it, which the pinned digest does not count.
         raise ModelError(f"model {pinned.ref!r} is a GGUF file, and a module of one's own is filled from safetensors")
-    torch.set_num_threads(threads)
+    settle(device, threads)
     pinned = on_this_node(pinned)
     _fill(module, pinned)
     tokenizer = prepared_tokenizer(pinned, threads)

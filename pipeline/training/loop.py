@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.batching import micro_batches, padding
 from pipeline.errors import RunError
 from pipeline.models.attention import use_plain_attention
+from pipeline.models.device import settle
 from pipeline.models.first_token import read_first_token
 from pipeline.training import checkpoints
 from pipeline.training.dropout import use_byte_dropout
@@ -430,5 +431,5 @@ def _mixed(*numbers: int) -> int:
 
 def train(work: Work, rank: int, ranks: int, device: torch.device, start: Start) -> None:
     """Train in this process, one of `ranks`, until the schedule ends."""
-    torch.set_num_threads(work.threads)
+    settle(work.device, work.threads)
     _Loop(work, rank, ranks, device).run(start)

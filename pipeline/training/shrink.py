@@ -258,7 +258,7 @@ def _seconds(model: "LoadedModel", ids_P: "Sequence[Ids]", token_budget: int) ->
 
     def forward(padded: Padded) -> torch.Tensor:
         found: torch.Tensor = model.module(**padded.inputs)[0]
-        return found.flatten(1)[:, :1].float()  # which waits for a GPU to be done
+        return found.flatten(1)[:, :1].float()
 
     done = forward_pieces(
         list(ids_P),
@@ -267,6 +267,7 @@ def _seconds(model: "LoadedModel", ids_P: "Sequence[Ids]", token_budget: int) ->
         token_budget=token_budget,
         pad_id=model.pad_id,
         device=model.device,
+        packed=model.packed,
     )
     if done.failures:
         failure = next(iter(done.failures.values()))

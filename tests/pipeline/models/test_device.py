@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pipeline.errors import JobError, PlacementError
-from pipeline.models.device import default_budget, require_gpus, resolve_dtype, training_budget
+from pipeline.models.device import default_budget, require_gpus, resolve_dtype, settle, training_budget
 
 
 def cpu_info(tmp_path, flags):
@@ -63,3 +63,18 @@ def test_the_driver_resolves_for_a_cpu_without_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_process_has_its_threads_and_on_a_gpu_no_attention_that_is_planned_for_each_shape():
+    import torch
+
+    threads, planned = torch.get_num_threads(), torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        settle("cpu", 1)
+        assert (torch.get_num_threads(), torch.backends.cuda.cudnn_sdp_enabled()) == (1, True)
+        settle("cuda", 2)
+        assert (torch.get_num_threads(), torch.backends.cuda.cudnn_sdp_enabled()) == (2, False)
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.enable_cudnn_sdp(planned)

@@ -41,7 +41,7 @@ from pipeline.planning import (
     with_gold_of,
 )
 from pipeline.progress import Watcher
-from pipeline.repeats import Repeats
+from pipeline.repeats import Cache, Repeats
 from pipeline.stages import Order, Work
 from pipeline.summary import Pace, Quarantine, Tally, over_limit
 from pipeline.workers import Cluster, Pools
@@ -119,6 +119,8 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
     store = Store.at(job.output.path)
     check_apart(job.corpus, store.root)
     check_output(store.root)
+    if (cache := _repeats(job).cache) is not None:
+        Cache(cache)  # one that cannot be used is told before anything is computed
     begun = planfile.load(store) if planfile.exists(store) else None
     models = pin_models(job, begun)
     pools = place(cluster, job, models)

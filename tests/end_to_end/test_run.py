@@ -234,6 +234,29 @@ def test_a_sidecar_carries_annotations_and_row_identity_alone(corpusmill: Corpus
     assert pq.read_schema(part).names == ["size_chars", "size_label", "size_tokens", "size_truncated", "_file", "_row"]
 
 
+def test_what_was_said_of_a_text_is_kept_for_other_outputs_and_a_changed_cache_does_not_hinder_a_run(
+    corpusmill: Corpusmill, job: Job, tmp_path: Path, minilm: Path
+) -> None:
+    corpus = _corpus(tmp_path / "corpus", [f"text {row % 30}" for row in range(90)])
+    embed = {"name": "e", "task": "embed", "model": {"ref": str(minilm)}}
+    first = corpusmill("run", job(corpus, embed, repeats={"cache": "said"}), "--json")
+    assert first.code == 0, first.err
+    told = first.summary["annotations"]["e"]
+    assert (told["repeated"], told["tokens"] > first.summary["tokens"] > 0) == (60, True)
+    again = corpusmill("run", "job.yaml", "--json", "-o", "output.path=out-2")
+    assert (again.summary["tokens"], again.summary["annotations"]["e"]["repeated"]) == (0, 90)
+    parts, others = (f"'{tmp_path}/{output}/data/*.parquet'" for output in ("out", "out-2"))
+    same = f"SELECT count(*) FROM {parts} a JOIN {others} b USING (_file, _row)"
+    assert _asked(f"{same} WHERE a.e_embedding = b.e_embedding AND a.e_tokens = b.e_tokens") == [(90,)]
+    assert corpusmill("verify", "out-2").code == 0
+    assert corpusmill("run", "job.yaml", "-o", "repeats.cache=elsewhere", "-o", "repeats.once=false").code == 0
+    (tmp_path / "file").write_text("")
+    refused = corpusmill("run", "job.yaml", "-o", "output.path=out-3", "-o", "repeats.cache=file")
+    assert "cache: " in refused.err
+    assert "name another folder, or none" in refused.err
+    assert refused.code == 2
+
+
 def test_filter_and_sample_choose_rows_and_every_row_is_accounted_for(
     corpusmill: Corpusmill, job: Job, tmp_path: Path
 ) -> None:

@@ -159,10 +159,12 @@ def ours(document: Mapping[str, Any], texts: Path) -> dict[str, Any]:
     left_out = ("where", "gold", "pool")
     annotation = {key: value for key, value in document["annotations"][0].items() if key not in left_out}
     cluster = {key: value for key, value in (document.get("cluster") or {}).items() if key != "pools"}
+    cluster["gpus_per_actor"] = 0  # the peers compute on CPUs
     return {
         "kind": "annotate",
         "allow_code": document.get("allow_code", False),
         "corpus": {"path": str(texts)},
         "annotations": [{**annotation, "name": ANNOTATION, "text": "text"}],
+        "repeats": {"once": False},  # as the peers do
         "cluster": cluster,
     }

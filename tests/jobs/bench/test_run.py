@@ -18,5 +18,6 @@ def test_our_run_computes_the_annotation_as_it_is_over_the_texts_that_all_have(t
         "allow_code": False,
         "corpus": {"path": str(tmp_path)},
         "annotations": [{**first, "name": ANNOTATION, "text": "text"}],
-        "cluster": {"actors": 2},
+        "repeats": {"once": False},
+        "cluster": {"actors": 2, "gpus_per_actor": 0},
     }

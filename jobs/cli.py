@@ -237,7 +237,7 @@ def bench(
     override: Override = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an annotation beside other libraries, on this machine's CPUs, with your texts; nothing else should run."""
+    """Measure an annotation beside other libraries, on this machine's CPUs, with your texts; run nothing else."""
     with _watched() as watcher:
         from pathlib import Path
 

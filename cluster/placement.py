@@ -27,6 +27,9 @@ WEIGHTS_FACTOR = 1.3
 ACTOR_BYTES = 700 << 20
 """An actor's memory without weights: Python, torch and transformers."""
 
+READERS_OF_AN_ACTOR = 16
+"""Processes that tokenise ahead of one actor on a GPU, at most; 15 were as much as one with MiniLM on an H100 took."""
+
 STORE_AT_MOST = 0.8
 """Share of a machine's memory that an embedded cluster's object store may have."""
 
@@ -160,8 +163,10 @@ def place(
         need_bytes = each.memory or int(weights_bytes[pool] * WEIGHTS_FACTOR) + ACTOR_BYTES
         on_node_bytes = need_bytes if gpus[pool] == 0 else 0
         sizes[pool] = _Size(each.cpus_per_actor or cpus, gpus[pool], need_bytes, on_node_bytes)
-    actors = _shared_out(_Free(nodes, spare_cpus), sizes, {pool: each.actors for pool, each in asked.items()}, there)
-    left = sum(node.cpus for node in nodes) - sum(actors[pool] * size.cpus for pool, size in sizes.items())
+    free = _Free(nodes, spare_cpus)
+    actors = _shared_out(free, sizes, {pool: each.actors for pool, each in asked.items()}, there)
+    on_gpus = sum(actors[pool] for pool in sizes if gpus[pool])
+    readers = min(free.whole_cpus(), READERS_OF_AN_ACTOR * on_gpus)
     return {
         pool: Workers(
             actors=actors[pool],
@@ -170,7 +175,7 @@ def place(
             threads=max(1, floor(sizes[pool].cpus)),
             memory_bytes=each.memory,
             store_bytes=settings.object_store_memory,
-            readers=max(2, floor(left)) if gpus[pool] else 0,
+            readers=readers if gpus[pool] else 0,
         )
         for pool, each in asked.items()
     }
@@ -318,6 +323,10 @@ class _Free:
         # A share is of one GPU: what two of them have left makes no third.
         self._gpus = [[_parts(1)] * int(node.gpus) for node in nodes]
         self._full: dict[_Size, int] = {}  # so many nodes, from the first on, have no place for one more of the size
+
+    def whole_cpus(self) -> int:
+        """CPUs that are left, as far as a task that asks for one finds it on one node."""
+        return sum(left // _parts(1) for left, _ in self._left)
 
     def take(self, size: _Size, most: int | None) -> int:
         """Place actors of this size, at most so many; how many found a place."""

@@ -5,11 +5,9 @@ annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label":
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ from pipeline.text.travel import packed, unpacked
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
 
-_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "max_chars", "model"})
+_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model"})
 """Options that change nothing of what is said of a text, or that the pinned model stands for."""
 
 _DECISIVE = ("digest", "engine", "dtype", "device")
@@ -52,6 +50,7 @@ class AnnotationSpec:
     model: PinnedModel | None
     pinned: PinnedAnnotation
     added: tuple[pa.Field, ...] = ()  # its columns, for pools that have neither its model nor its files
+    code: str | None = None  # the sha256 of a user's own task
 
     @property
     def name(self) -> str:
@@ -67,14 +66,9 @@ class AnnotationSpec:
     def decisive(self) -> dict[str, Any]:
         """What decides, besides the text, what is said of it."""
         options = {name: value for name, value in self.settings.items() if name not in _UNDECISIVE}
-        own_code = hashlib.sha256(Path(self.settings["task"]).read_bytes()).hexdigest() if self.has_own_code else None
-        pinned = self.pinned
-        return {"options": options, "code": own_code, **{each: getattr(pinned, each) for each in _DECISIVE}}
-
-    @property
-    def has_own_code(self) -> bool:
-        """Whether its task is a file of the user's own."""
-        return str(self.settings["task"]).endswith(".py")
+        remote_code = self.model is not None and self.model.allow_remote_code
+        pinned = {each: getattr(self.pinned, each) for each in _DECISIVE}
+        return {"options": options, "code": self.code, "remote_code": remote_code, **pinned}
 
     def task(self) -> Task:
         """The task of this annotation, without weights."""
@@ -118,17 +112,21 @@ class Annotator:
         schema: pa.Schema,
         only: Collection[AnnotationSpec] | None = None,
         repeats: Repeats = Repeats(),  # noqa: B008 - frozen
+        *,
+        look: bool = True,
     ) -> None:
         """Prepare the annotations over rows of this schema; `load` brings the weights.
 
         `specs` are all of the job. Where `only` some are to be made here, the tables have the columns of those before;
-        the models of the others are not looked for on this node. Raises JobError for a cache that cannot be used.
+        the models of the others are not looked for on this node; nor is any where somebody has looked (`look`). Raises
+        JobError for a cache that cannot be used.
         """
         self._repeats = repeats
         self._cache = None if repeats.cache is None else Cache(repeats.cache)
         elsewhere = {spec.name: spec.added for spec in specs if only is not None and spec not in only}
         # Tasks read the model's folder when they are made, and the driver's may be on another node.
-        self._specs = [spec.on_this_node() for spec in specs if spec.name not in elsewhere]
+        here = [spec for spec in specs if spec.name not in elsewhere]
+        self._specs = [spec.on_this_node() for spec in here] if look else here
         self._tasks = [spec.task() for spec in self._specs]
         columns = [columns_of(task) for task in self._tasks]
         self._reads = compile_inputs(self._tasks, columns, schema, elsewhere)
@@ -316,7 +314,7 @@ class _Unit:
             self._shared.setdefault((rendered.source, tuple(rows_U)), {}),
             self._offsets,
             ahead={
-                whose: tokens if len(rows_U) == self.rows else [tokens[row] for row in rows_U]
+                whose: [tokens[row] for row in rows_U]
                 for whose, tokens in self._tokens.items()
                 if whose.startswith(f"{task.config.name}/")
             },
@@ -334,9 +332,9 @@ def _annotate_one(
 ) -> None:
     settings: AnnotationSettings = task.config
     if cache is None:
-        annotation, known = annotate_surviving(task, unit.texts(task, rendered)), 0
+        annotation, computed = annotate_surviving(task, unit.texts(task, rendered)), len(rendered.firsts_U)
     else:
-        annotation, known = _with_cache(cache, spec, task, rendered, unit)
+        annotation, computed = _with_cache(cache, spec, task, rendered, unit)
     annotation = _of_all(annotation, rendered.which_R)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}
@@ -354,7 +352,7 @@ def _annotate_one(
     found.padding_tokens += annotation.padding_tokens
     found.tokens_by_annotation[settings.name] = int(annotation.tokens_R.sum())
     found.seconds_by_annotation[settings.name] = annotation.model_seconds
-    found.repeated_by_annotation[settings.name] = len(rendered.rows_R) - len(rendered.firsts_U) + known
+    found.repeated_by_annotation[settings.name] = len(rendered.rows_R) - computed
 
 
 def _of_all(annotation: Annotation, which_R: list[int]) -> Annotation:
@@ -376,29 +374,33 @@ def _of_all(annotation: Annotation, which_R: list[int]) -> Annotation:
 def _with_cache(
     cache: Cache, spec: AnnotationSpec, task: Task, rendered: _Rendered, unit: _Unit
 ) -> tuple[Annotation, int]:
-    """What is said of the distinct texts, and of how many of them it was known; what is new is kept."""
+    """What is said of the distinct texts, and how many of them were computed; what is new is kept."""
     salted = salt(spec.decisive())
-    keys_U = [key(salted, rendered.of(row)) for row in rendered.firsts_U]
+    # Texts that are no keys of a dictionary may be alike still.
+    first, which_U = distinct([key(salted, rendered.of(row)) for row in rendered.firsts_U])
+    keys = [key(salted, rendered.of(rendered.firsts_U[each])) for each in first]
     schema = pa.schema([*task.fields(), pa.field("tokens", pa.int32()), pa.field("truncated", pa.bool_())])
-    known = cache.find(keys_U)
+    known = of_bytes(cache.find(keys), schema)
     said, places = [], []  # tables of rows, and the text of each row
     computed: list[tuple[Annotation, list[int]]] = []
-    unknown = [each for each, text in enumerate(keys_U) if text not in known]
-    for chunk in _chunks(unknown, rendered, Random(b"".join(keys_U[:1]))):
+    unknown = [each for each, text in enumerate(keys) if text not in known]
+    lengths = [len(str(rendered.of(rendered.firsts_U[each])[0])) for each in first]
+    for chunk in _chunks(unknown, lengths, Random(b"".join(keys[:1]))):
         if computed:  # meanwhile others may have said it
-            known |= cache.find([keys_U[each] for each in chunk])
-        new = [each for each in chunk if keys_U[each] not in known]
-        annotation = annotate_surviving(task, unit.texts(task, rendered, new))
+            known |= of_bytes(cache.find([keys[each] for each in chunk]), schema)
+        new = [each for each in chunk if keys[each] not in known]
+        annotation = annotate_surviving(task, unit.texts(task, rendered, [first[each] for each in new]))
         computed.append((annotation, new))
         columns = [annotation.columns[each.name].cast(each.type) for each in task.fields()]
         columns += [pa.array(annotation.tokens_R, pa.int32()), pa.array(annotation.truncated_R, pa.bool_())]
         batch = pa.record_batch(columns, schema=schema)
-        cache.keep({keys_U[each]: to_bytes(batch, at) for at, each in enumerate(new) if at not in annotation.failures})
-        said.append(pa.Table.from_batches([batch]))
+        cache.keep({keys[each]: to_bytes(batch, at) for at, each in enumerate(new) if at not in annotation.failures})
+        said.append(batch)
         places += new
-    old = [each for each, text in enumerate(keys_U) if text in known]
-    said.append(of_bytes([known[keys_U[each]] for each in old], schema))
-    table = pa.concat_tables(said).take(pa.array(np.argsort(np.array(places + old, np.int64))))
+    old = [each for each, text in enumerate(keys) if text in known]
+    assert len(places) + len(old) == len(keys), "each text was computed or known"
+    said += [known[keys[each]] for each in old]
+    table = pa.Table.from_batches(said, schema).take(pa.array(np.argsort(np.array(places + old, np.int64))))
     found = {name: table[name].combine_chunks() for name in table.column_names}
     annotation = Annotation(
         tokens_R=found.pop("tokens").to_numpy(),
@@ -409,21 +411,20 @@ def _with_cache(
         padding_tokens=sum(each.padding_tokens for each, _ in computed),
         model_seconds=sum(each.model_seconds for each, _ in computed),
     )
-    return annotation, len(old)
+    return _of_all(annotation, which_U), len(places)
 
 
 _CHUNKS = 6
 _SMALLEST_CHUNK = 128
 
 
-def _chunks(texts: list[int], rendered: _Rendered, random: Random) -> list[list[int]]:
+def _chunks(texts: list[int], lengths: list[int], random: Random) -> list[list[int]]:
     """The texts in a few parts, each of like lengths, so that no more is padded than of all at once.
 
     After each part the others can find what was said. Actors that have the same text at the same time begin at
     different lengths, or they would come to it together.
     """
-    main = next(iter(rendered.inputs.values()))
-    by_length = sorted(texts, key=lambda each: len(main[rendered.firsts_U[each]]))
+    by_length = sorted(texts, key=lengths.__getitem__)
     count = min(_CHUNKS, max(1, len(texts) // _SMALLEST_CHUNK))
     cuts = [len(texts) * part // count for part in range(count + 1)]
     chunks = [by_length[start:stop] for start, stop in pairwise(cuts)]

@@ -72,12 +72,12 @@ class RepeatSettings(Settings):
     """What is done with texts that come again."""
 
     once: bool = True
-    """Rows of one unit whose annotation reads the same are computed once. No: a task of one's own that says another
-    thing each time is asked each time."""
+    """Rows of one unit whose annotation reads the same are computed once; false: each, for a task of one's own whose
+    answer is not the text's alone."""
 
     cache: str | None = Field(default=None, min_length=1)
-    """A folder (on each machine that computes) that keeps what models said of texts, for other units and for later
-    runs, by digest of text, model and options; it may be deleted between runs. Default: nothing is kept."""
+    """A folder on a local disk (of each machine that computes) that keeps what models said of texts, for other units
+    and for later runs, by digest of text, model and options; it may be deleted between runs. Default: none."""
 
 
 class AnnotateJob(Settings):

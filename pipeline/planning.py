@@ -25,7 +25,7 @@ from pipeline.errors import CorpusError, OutputError, PlacementError
 from pipeline.gold import gold_columns, golds_of
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
-from pipeline.models.device import default_budget, resolve_dtype
+from pipeline.models.device import default_budget, may_pack, resolve_dtype
 from pipeline.models.reference import ModelSettings, PinnedModel, at_commit, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
@@ -82,6 +82,7 @@ def _as_planned(settings: ModelSettings, pinned: PinnedAnnotation | None) -> Mod
 
 def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]) -> tuple[AnnotationSpec, ...]:
     """The annotations as they travel to the actors."""
+    codes = job.pinned()["code"]
     return tuple(
         AnnotationSpec(
             _portable(each),
@@ -89,6 +90,7 @@ def specs(job: AnnotateJob, models: Models, pins: Mapping[str, PinnedAnnotation]
             models.by_annotation[each.name],
             pins[each.name],
             tuple(columns_of(task)),
+            codes.get(each.name),
         )
         for each, task in zip(job.annotations, tasks_of(job, models), strict=True)
     )
@@ -160,7 +162,7 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
         dtype=resolve_dtype(wanted, workers.device),
         device=workers.device,
         threads=workers.threads,
-        token_budget=default_budget(workers.device),
+        token_budget=default_budget(workers.device, may_pack(task.needs, model.config)),
     )
 
 

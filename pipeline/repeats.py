@@ -12,8 +12,9 @@ a digest of all of these.
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,9 @@ import pyarrow as pa
 from pipeline.errors import JobError
 
 FILE = "said.sqlite"
+_COMPUTE = ("corpusmill", "tokenizers", "torch", "transformers")
+"""Packages whose other version may say something else."""
+
 _AT_ONCE = 500
 _WAIT_SECONDS = 60.0
 """While another process writes."""
@@ -49,7 +53,7 @@ def distinct(values_R: Sequence[Hashable]) -> tuple[list[int], list[int]]:
 
 def salt(facts: Mapping[str, Any]) -> bytes:
     """The digest of what decides what is said of a text: model, options, number format, version; 32 bytes."""
-    told = {**facts, "corpusmill": version("corpusmill")}
+    told = {**facts, "versions": {name: version(name) for name in _COMPUTE}}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).digest()
 
 
@@ -59,7 +63,10 @@ def key(salted: bytes, inputs: Sequence[Any]) -> bytes:
 
 
 class Cache:
-    """Keys and values in a file that the actors of one machine share; it may be deleted at any time between runs."""
+    """Keys and values in a file that the actors of one machine share; it may be deleted at any time between runs.
+
+    The folder is on a local disk: SQLite's log (WAL) is none for network file systems.
+    """
 
     def __init__(self, folder: str) -> None:
         """Raises JobError where the folder cannot be made, or the file in it is none of ours."""
@@ -68,7 +75,7 @@ class Cache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Ray may call from another thread than the one that made it, one at a time.
             self._file = sqlite3.connect(self._path, timeout=_WAIT_SECONDS, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode=WAL")
+            _with_log(self._file)
             self._file.execute("PRAGMA synchronous=NORMAL")
             with self._file:
                 self._file.execute("CREATE TABLE IF NOT EXISTS said (key BLOB PRIMARY KEY, value BLOB)")
@@ -97,11 +104,32 @@ class Cache:
             return
 
 
+def _with_log(file: sqlite3.Connection) -> None:
+    """Have readers not wait for writers; while another process does the same, SQLite does not wait by itself."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as fault:
+            if "locked" not in str(fault) or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
 def to_bytes(batch: pa.RecordBatch, row: int) -> bytes:
     """One row, without its schema."""
     return bytes(batch.slice(row, 1).serialize())
 
 
-def of_bytes(values: Sequence[bytes], schema: pa.Schema) -> pa.Table:
-    """Rows that `to_bytes` made of a batch of this schema."""
-    return pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(value), schema) for value in values], schema)
+def of_bytes(values: Mapping[bytes, bytes], schema: pa.Schema) -> dict[bytes, pa.RecordBatch]:
+    """Rows that `to_bytes` made of a batch of this schema; a damaged one is left out."""
+    rows = {}
+    for name, value in values.items():
+        with suppress(pa.ArrowException, EOFError, OSError, ValueError):
+            batch = pa.ipc.read_record_batch(pa.py_buffer(value), schema)
+            batch.validate()
+            if batch.num_rows == 1:
+                rows[name] = batch
+    return rows

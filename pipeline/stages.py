@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from pipeline.corpus.rowgroup import ranges_of
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.mend import standing_rows, without
+from pipeline.models.reference import has_tokenizer
 from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
@@ -129,9 +129,10 @@ def _with_tokenizers(work: Work) -> list[Annotator]:
     made = []
     for pool in work.pools_ahead:
         here = [spec for spec in work.annotations if spec.pool == pool]
-        if all(spec.model is None or Path(spec.model.folder).is_dir() for spec in here):
+        if all(spec.model is None or has_tokenizer(spec.model) for spec in here):
             try:
-                annotator = Annotator(work.annotations, _schema_read(work), here, Repeats(work.repeats.once))
+                once = Repeats(work.repeats.once)
+                annotator = Annotator(work.annotations, _schema_read(work), here, once, look=False)
                 annotator.take_tokenizers()
             except Exception:  # noqa: BLE001 - as above
                 continue

@@ -241,14 +241,14 @@ def _text_by_text(
     return torch.cat(texts)
 
 
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this process's GPU has the kernel for numbers of this type."""
-    if dtype not in (torch.bfloat16, torch.float16):
+def can_pack(dtype: torch.dtype, head_size: int) -> bool:
+    """Whether this process's GPU has the kernel for heads of so many numbers of this type."""
+    if dtype not in (torch.bfloat16, torch.float16) or head_size % 8:
         return False
-    some_THD = torch.zeros(2, 1, 32, dtype=dtype, device="cuda")
-    starts_B1 = torch.tensor([0, 1, 2], dtype=torch.int32, device="cuda")
     try:
         with torch.inference_mode():
+            some_THD = torch.zeros(2, 1, head_size, dtype=dtype, device="cuda")
+            starts_B1 = torch.tensor([0, 1, 2], dtype=torch.int32, device="cuda")
             _flash(some_THD, some_THD, some_THD, starts_B1, starts_B1, 1, 1, 1.0)
             torch.cuda.synchronize()
     except (AttributeError, RuntimeError, TypeError):  # a torch without it, or a GPU from before 2020

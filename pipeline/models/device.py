@@ -6,7 +6,9 @@
 The driver asks this while it plans, so torch is imported only where a GPU is meant.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import JobError, PlacementError
 from pipeline.workers import Device
@@ -21,8 +23,15 @@ _ALLOWED: dict[Device, tuple[str, ...]] = {
 # Padded tokens. On a CPU a micro-batch should stay in the caches: of 512 to 8192, 2048 was the fastest with MiniLM in
 # bfloat16 on AMX, and larger ones cost a tenth to a third. A GPU needs more to be busy, and more again so that the
 # processor, which asks for them, is not: MiniLM on an H100 took 0.20 s for 1.7 million tokens by 32,768, of which the
-# processor worked 0.17 s; by 131,072 it took 0.19 s and 0.07 s, in 1.2 GiB.
-_BUDGET_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 131_072}
+# processor worked 0.17 s; by 131,072 it took 0.19 s and 0.07 s, in 1.2 GiB. Those are packed texts: other encoders hold
+# a mask or scores for each pair of tokens, and writers a cache.
+_BUDGET_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
+_PACKED_TOKENS = 131_072
+WRITING = frozenset({"AutoModelForCausalLM", "AutoModelForSeq2SeqLM"})
+"""Classes of models that write."""
+
+PACKED_TYPES = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
+"""Families whose layers may compute packed texts, by `model_type` (see `pipeline.models.rows`)."""
 # What a step costs besides its tokens is paid with each micro-batch (its gradients are added to those before). MiniLM,
 # 32 rows of 80 tokens, one process of two threads: 4,470 tokens/s with 1,024, 5,040 to 5,340 with 2,048, and 5,040 to
 # 6,380 with 8,192 and more.
@@ -43,9 +52,15 @@ def resolve_dtype(dtype: str, device: Device, cpu_info: Path = CPU_INFO) -> str:
     return "bfloat16" if has_bf16 else "float32"
 
 
-def default_budget(device: Device) -> int:
-    """Padded tokens of one micro-batch."""
-    return _BUDGET_TOKENS[device]
+def default_budget(device: Device, packs: bool = False) -> int:
+    """Padded tokens of one micro-batch; `packs`: of a model that may compute packed texts on a GPU."""
+    return _PACKED_TOKENS if packs and device == "cuda" else _BUDGET_TOKENS[device]
+
+
+def may_pack(needs: str | None, config: Mapping[str, Any]) -> bool:
+    """Whether a model that is loaded as the class `needs` is of a family that may compute packed texts."""
+    reads = needs is not None and needs.startswith("AutoModel") and needs not in WRITING
+    return reads and config.get("model_type") in PACKED_TYPES and not config.get("is_decoder", False)
 
 
 def training_budget(device: Device) -> int:

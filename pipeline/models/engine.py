@@ -213,7 +213,8 @@ class _Loop(Generic[Found]):
             reason = Reason.OUT_OF_MEMORY if memory else Reason.MODEL_FAILED
             first_line = (str(fault).strip().splitlines() or [""])[0]
             self.failures[int(batch[0])] = Failure(reason, f"{type(fault).__name__}: {first_line}")
-            self._most_tokens = self._at_first  # if memory ran out, then for this one's sake
+            if memory:  # for this one's sake
+                self._most_tokens = self._at_first
             return
         if memory:  # the others need as much
             tokens = len(batch) * int(self._lengths_P[batch].max())

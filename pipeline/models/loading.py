@@ -17,12 +17,12 @@ import transformers
 from pipeline.errors import ModelError
 from pipeline.models import gguf
 from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention
-from pipeline.models.device import settle
+from pipeline.models.device import WRITING, settle
 from pipeline.models.first_token import read_first_token
 from pipeline.models.linears import prepare_linears
 from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel, on_this_node
-from pipeline.models.rows import can_compute_in_rows, compute_in_rows
+from pipeline.models.rows import can_compute_in_rows, compute_in_rows, head_size
 from pipeline.workers import Device
 
 # Weights that AutoModel may do without: a pooler that this checkpoint was never trained with.
@@ -32,7 +32,6 @@ _ENCODERS = frozenset(
     {"albert", "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "modernbert"}
     | {"rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
-_WRITING = frozenset({"AutoModelForCausalLM", "AutoModelForSeq2SeqLM"})
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,12 +71,12 @@ def load(
         module = _module(pinned, auto_class, dtype_named(dtype))
     read_first_token(module)
     packed = False
-    if device == "cpu" and dtype == "bfloat16" and auto_class not in _WRITING:
+    if device == "cpu" and dtype == "bfloat16" and auto_class not in WRITING:
         use_plain_attention(module, or_eagerly=False)
         compute_in_rows(module)
         prepare_linears(module)
-    elif device == "cuda" and auto_class not in _WRITING and can_pack(dtype_named(dtype)):
-        packed = pack(module)
+    elif device == "cuda" and auto_class not in WRITING and can_compute_in_rows(module):
+        packed = can_pack(dtype_named(dtype), head_size(module)) and pack(module)
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
         module = module.to(device).eval()

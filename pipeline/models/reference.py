@@ -103,6 +103,14 @@ def pin(settings: ModelSettings) -> PinnedModel:
     )
 
 
+def has_tokenizer(pinned: PinnedModel) -> bool:
+    """Whether the folder of the pinned model is on this node, with its tokenizer; no weights are read."""
+    try:
+        return pinned.gguf_file is None and tokenizer_digest(Path(pinned.folder)) == pinned.tokenizer_digest
+    except (OSError, ModelError):
+        return False
+
+
 def on_this_node(pinned: PinnedModel) -> PinnedModel:
     """The pinned model with its folder on the node of this process, which need not be the one that pinned it.
 

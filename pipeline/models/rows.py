@@ -138,6 +138,12 @@ def can_compute_in_rows(model: nn.Module) -> bool:
     return type(base).__name__ in _LAYERS and not getattr(base.config, "is_decoder", False)
 
 
+def head_size(model: nn.Module) -> int:
+    """Numbers of an attention's head, of a model of these families."""
+    config: Any = model.config
+    return int(config.hidden_size) // int(config.num_attention_heads)
+
+
 def compute_in_rows(model: nn.Module) -> bool:
     """Compute so from now on, in place; False where the model is of another family, and stays.
 

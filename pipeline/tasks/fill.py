@@ -226,6 +226,9 @@ class Fill(TokenTask):
             texts_R[row] = self._words.filled(texts.values[row], gaps_R[row], ids_MK[:, 0].tolist())
         return said.annotation({"fills": pa.array(fills_R, FILLS_TYPE), "text": pa.array(texts_R, pa.string())})
 
+    def tokenise(self, texts: Texts) -> None:
+        """Nothing ahead: it reads the texts with the model's masks in them."""
+
     def _gaps(self, texts: Texts) -> list[list[tuple[int, int]]]:
         """[start, end) of each placeholder of each text."""
         return texts.once(

@@ -113,6 +113,9 @@ class Generate(WindowTask):
         self.window_tokens = own - new_tokens
         self._bound = f"the window of {own} leaves {self.window_tokens} beside {new_tokens} of the answer"
 
+    def tokenise(self, texts: Texts) -> None:
+        """Nothing ahead: what is read may be a template's, and writing takes far longer than reading."""
+
     def inputs(self) -> Mapping[str, Input]:
         """The prompt, or what the messages are made of."""
         match self.config.messages:

@@ -181,7 +181,8 @@ class WindowTask(Task):
                 f"max_tokens: {self.window_tokens} and the windows' overlap leave no room for a pair of two words: "
                 f"{failure.detail}"
             )
-        padded = pad(pieces.ids_P, np.array([0]), self.loaded.pad_id, self.loaded.device, pieces.types_P)
+        loaded = self.loaded
+        padded = pad(pieces.ids_P, np.array([0]), loaded.pad_id, loaded.device, pieces.types_P, loaded.packed)
         try:
             with torch.inference_mode():
                 self.check_model(padded)

@@ -35,7 +35,9 @@ def _column(rows_R: Sequence[int], found_R: Found, rows: int) -> pa.StructArray:
     tokens_N: list[Tokens | None] = [None] * rows
     for row, found in zip(rows_R, found_R, strict=True):
         tokens_N[row] = found if isinstance(found, Tokens) else None
-    with_offsets = any(tokens is not None and tokens.offsets_T2 is not None for tokens in tokens_N)
+    told = {tokens.offsets_T2 is not None for tokens in tokens_N if tokens is not None}
+    assert len(told) < 2, "all have offsets, or none has"
+    with_offsets = True in told
     ids = _lists([None if tokens is None else tokens.ids_T for tokens in tokens_N])
     places: pa.Array = pa.nulls(rows, _NUMBERS)
     if with_offsets:

@@ -33,12 +33,15 @@ def test_with_gpus_each_actor_has_one() -> None:
 
 
 def test_cpus_that_actors_on_gpus_leave_read_and_tokenise_ahead_of_them() -> None:
-    assert _alone(ClusterSettings(), [SERVER, SERVER], MINILM_BYTES, spare_cpus=1).readers == 128 - 16
-    assert _alone(ClusterSettings(actors=1), [Node(2, 1, 16 * GIB)], MINILM_BYTES, spare_cpus=0).readers == 2
+    assert _alone(ClusterSettings(), [SERVER, SERVER], MINILM_BYTES, spare_cpus=1).readers == 2 * (63 - 8)
+    assert _alone(ClusterSettings(actors=1), [SERVER], MINILM_BYTES, spare_cpus=1).readers == 16
+    assert _alone(ClusterSettings(actors=1), [Node(2, 1, 16 * GIB)], MINILM_BYTES, spare_cpus=0).readers == 1
+    none_whole = ClusterSettings(actors=4, cpus_per_actor=3.5)
+    assert _alone(none_whole, [Node(4, 1, 16 * GIB)] * 4, MINILM_BYTES, spare_cpus=0.25).readers == 0
     assert _alone(ClusterSettings(), [LAPTOP], MINILM_BYTES, spare_cpus=0).readers == 0
     mixed = _pools(large={"actors": 2}, small={"gpus_per_actor": 0, "actors": 4})
     pools = place(mixed, [SERVER], {"large": MINILM_BYTES, "small": MINILM_BYTES}, 0)
-    assert {pool: workers.readers for pool, workers in pools.items()} == {"large": 64 - 6, "small": 0}
+    assert {pool: workers.readers for pool, workers in pools.items()} == {"large": 32, "small": 0}
 
 
 def test_fractions_of_a_gpu_share_it() -> None:

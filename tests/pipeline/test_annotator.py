@@ -318,3 +318,42 @@ def test_texts_of_earlier_annotations_are_not_tokenised_ahead(make_encoder: Call
         "c/": [{"ids": reader.tokenise(_table("bl"))["c/"][0]["ids"].as_py(), "offsets": None, "whole": True}]
     }
     assert len(reader.tokenise(_table("bl"))["c/"][0]["ids"].as_py()) == 2
+
+
+def test_tokens_found_ahead_and_a_cache_say_what_is_said_without_them(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
+    texts = [" ".join(words[row : row + 1 + row % 7]) for row in range(90)]
+    table = _table(*texts)
+    plain, reader = _embedding(make_encoder(), Repeats()), _embedding(make_encoder(), Repeats())
+    cached = _embedding(make_encoder(), Repeats(cache=str(tmp_path)))
+    for annotator in (plain, cached):
+        annotator.load()
+    reader.take_tokenizers()
+    wanted = plain.annotate(table).columns
+    found = cached.annotate(table, tokens=reader.tokenise(table)).columns
+    assert found["e_tokens"] == wanted["e_tokens"]
+    for name in ("first", "from the cache"):
+        pairs = zip(found["e_embedding"].to_pylist(), wanted["e_embedding"].to_pylist(), strict=True)
+        assert all(value == pytest.approx(other, abs=1e-5) for value, other in pairs), name
+        found = cached.annotate(table).columns
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_texts_that_come_again_in_several_parts_of_a_unit_are_said_of_their_own_rows(
+    make_encoder: Callable[..., Path], tmp_path: Path, once: bool
+) -> None:
+    words = [f"{first}{second}" for first in "abcdefghij" for second in "klmnopqrst"]
+    table = _table(*(words[row * 7 % 100] for row in range(400)), *(" ".join(words[:row]) for row in range(1, 60)))
+    plain = _embedding(make_encoder(), Repeats(once=False))
+    cached = _embedding(make_encoder(), Repeats(once, str(tmp_path)))
+    for annotator in (plain, cached):
+        annotator.load()
+    wanted = plain.annotate(table)
+    for repeated in (459 - 158, 459):
+        found = cached.annotate(table)
+        assert found.columns["e_tokens"] == wanted.columns["e_tokens"]
+        pairs = zip(found.columns["e_embedding"].to_pylist(), wanted.columns["e_embedding"].to_pylist(), strict=True)
+        assert all(value == pytest.approx(other, abs=1e-5) for value, other in pairs)
+        assert found.repeated_by_annotation["e"] == repeated

@@ -42,8 +42,11 @@ def test_rows_of_any_type_come_back_as_they_were() -> None:
             "truncated": pa.array([True, False, None, True]),
         }
     )
-    rows = [to_bytes(batch, row) for row in (3, 0, 2, 1, 0)]
-    assert of_bytes(rows, batch.schema).to_pylist() == batch.take(pa.array([3, 0, 2, 1, 0])).to_pylist()
+    kept = {bytes([row]): to_bytes(batch, row) for row in range(4)}
+    found = of_bytes(kept, batch.schema)
+    assert [found[bytes([row])].to_pylist() for row in range(4)] == [[row] for row in batch.to_pylist()]
+    damaged = {b"cut": kept[b"\0"][:40], b"empty": b"", b"whole": kept[b"\1"], b"other": b"no Arrow at all" * 9}
+    assert list(of_bytes(damaged, batch.schema)) == [b"whole"]
 
 
 def test_a_cache_keeps_over_processes_and_the_first_value_stays(tmp_path: Path) -> None:

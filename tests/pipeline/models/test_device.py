@@ -4,7 +4,15 @@ import sys
 import pytest
 
 from pipeline.errors import JobError, PlacementError
-from pipeline.models.device import default_budget, require_gpus, resolve_dtype, settle, training_budget
+from pipeline.models.device import (
+    PACKED_TYPES,
+    default_budget,
+    may_pack,
+    require_gpus,
+    resolve_dtype,
+    settle,
+    training_budget,
+)
 
 
 def cpu_info(tmp_path, flags):
@@ -78,3 +86,18 @@ def test_a_process_has_its_threads_and_on_a_gpu_no_attention_that_is_planned_for
     finally:
         torch.set_num_threads(threads)
         torch.backends.cuda.enable_cudnn_sdp(planned)
+
+
+def test_families_that_are_planned_as_packed_are_those_whose_layers_compute_so():
+    import transformers
+
+    from pipeline.models.rows import _LAYERS
+
+    types = {getattr(transformers, name.replace("Model", "Config")).model_type for name in _LAYERS}
+    assert types == PACKED_TYPES
+    assert may_pack("AutoModelForSequenceClassification", {"model_type": "roberta"})
+    assert not may_pack("AutoModelForCausalLM", {"model_type": "bert"})
+    assert not may_pack("AutoModel", {"model_type": "modernbert"})
+    assert not may_pack("AutoModel", {"model_type": "bert", "is_decoder": True})
+    assert not may_pack("own module", {"model_type": "bert"})
+    assert default_budget("cuda", packs=True) > default_budget("cuda") > default_budget("cpu", packs=True)

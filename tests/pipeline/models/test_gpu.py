@@ -31,7 +31,7 @@ HEADS = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenCl
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_packed_model_says_what_it_says_in_float32_beside_padding(family: str, head: str, dtype: torch.dtype) -> None:
-    assert can_pack(dtype)
+    assert can_pack(dtype, 32)
     torch.manual_seed(0)
     model = getattr(transformers, head).from_config(deepcopy(FAMILIES[family])).eval().cuda()
     lengths = [130, 64, 1, 130, 17, 2]
@@ -48,8 +48,16 @@ def test_a_packed_model_says_what_it_says_in_float32_beside_padding(family: str,
     assert torch.nn.functional.cosine_similarity(found[said], wanted[said], dim=-1).min() > 0.999
 
 
-def test_float32_is_not_packed() -> None:
-    assert not can_pack(torch.float32)
+def test_float32_and_heads_that_the_kernel_has_not_are_not_packed() -> None:
+    assert not can_pack(torch.float32, 32)
+    assert [can_pack(torch.bfloat16, size) for size in (8, 26, 64, 128, 256, 512)] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def forward(padded: Padded) -> torch.Tensor:

@@ -128,7 +128,8 @@ Input = TextInput | ColumnInput
 
 @dataclass(slots=True)
 class Texts:
-    """What one annotation reads of one unit: R rows that have all of it, in input order.
+    """What one annotation reads of one unit: R texts, none of them twice unless the job says `repeats: {once: false}`.
+    What is said of a text may depend on nothing else: it stands for all rows that have it, and may be kept for others.
 
     `values` is the first of the task's inputs, `inputs` are all by name. `shared` lets annotations over the same texts
     reuse what another computed (tokens, forward passes): ask with `once(key, compute)`. `offsets` tells that some

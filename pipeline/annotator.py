@@ -4,27 +4,25 @@ AnnotationSpec(settings={"name": "topic", "task": "classify", …}, allow_code=F
 annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label": […], "topic_score": […], …})
 """
 
-import contextlib
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import tasks
+from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError
-from pipeline.inputs import Reads, Source, compile_inputs
+from pipeline.inputs import compile_inputs
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
-from pipeline.quarantine import Failure, Problem, Reason
-from pipeline.repeats import Cache, Repeats, distinct, key, of_bytes, salt, to_bytes
+from pipeline.quarantine import Problem
+from pipeline.repeats import Cache, Repeats, salt
 from pipeline.survive import annotate_surviving
-from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task
 from pipeline.text.travel import packed, unpacked
+from pipeline.unit_texts import Rendered, Running, UnitTexts, of_all
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
@@ -34,11 +32,6 @@ _UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "mod
 
 _DECISIVE = ("digest", "engine", "dtype", "device")
 """What the plan has pinned of it."""
-
-_NOTHING = frozenset({Reason.NULL_TEXT, Reason.BLANK_TEXT})
-
-Running = Callable[[Sequence[int]], None]
-"""Told the rows that are about to go through a model; the crash journal listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +184,7 @@ class Annotator:
         Texts that an earlier annotation adds are not there yet.
         """
         offsets = any(task.reads_offsets for task in self._tasks)
-        unit = _Unit(table, self._added, leave_out, None, offsets, self._repeats.once)
+        unit = UnitTexts(table, self._added, leave_out, None, offsets, self._repeats.once)
         found: dict[str, tuple[list[int], Sequence[Any]]] = {}
         for task, reads in zip(self._tasks, self._reads, strict=True):
             if not reads.after:
@@ -218,124 +211,22 @@ class Annotator:
         found = Annotations({}, [])
         offsets = any(task.reads_offsets for task in self._tasks)
         ahead = {} if tokens is None else unpacked(tokens)
-        unit = _Unit(table, self._added, leave_out, running, offsets, self._repeats.once, ahead)
+        unit = UnitTexts(table, self._added, leave_out, running, offsets, self._repeats.once, ahead)
         for spec, task, reads in zip(self._specs, self._tasks, self._reads, strict=True):
             cache = self._cache if spec.model is not None else None
             _annotate_one(spec, task, unit.rendered(task, reads), unit, found, cache)
         return found
 
 
-@dataclass(slots=True)
-class _Rendered:
-    """The R good rows of a unit as one annotation reads them, U distinct ones, and the rows that are at fault."""
-
-    rows_R: list[int]
-    inputs: dict[str, list[Any]]  # by the task's own names, of all rows of the unit
-    source: Source  # of the main one
-    firsts_U: list[int]  # the row where each distinct text first stands
-    which_R: list[int]  # which of them each row has
-    failures: dict[int, Failure]  # by row
-
-    def of(self, row: int) -> tuple[Any, ...]:
-        """All inputs of a row."""
-        return tuple(values[row] for values in self.inputs.values())
-
-
-class _Unit:
-    """The rows of one unit, with the columns that the annotations have added so far."""
-
-    def __init__(
-        self,
-        table: pa.Table,
-        added: frozenset[str],
-        leave_out: Collection[int],
-        running: Running | None,
-        offsets: bool,
-        once: bool,
-        tokens: Mapping[str, Sequence[Any]] | None = None,
-    ) -> None:
-        self._table = table
-        self._once = once
-        self._tokens = tokens or {}  # found ahead, by annotation and input
-        self._added = added  # names of all columns of annotations, also of those that are still to come
-        self._left_out = frozenset(leave_out)
-        self._running = running
-        self._offsets = offsets
-        self._columns: dict[tuple[Source, int], tuple[list[Any], dict[int, Failure]]] = {}
-        self._shared: dict[tuple[Source, tuple[int, ...]], dict[Hashable, Any]] = {}
-
-    @property
-    def rows(self) -> int:
-        return int(self._table.num_rows)
-
-    def add(self, columns: Mapping[str, pa.Array]) -> None:
-        """What an annotation has added."""
-        for name, values in columns.items():
-            self._table = self._table.append_column(name, values)
-
-    def _without(self, annotation: str) -> frozenset[int]:
-        """Rows of which an annotation said nothing: those alone have no tokens, not even none of them."""
-        nothing_N = pc.is_null(self._table[f"{annotation}_tokens"])
-        return frozenset(np.flatnonzero(nothing_N.to_numpy()).tolist())
-
-    def rendered(self, task: Task, reads: Reads) -> _Rendered:
-        """What one annotation reads of the rows that it wants."""
-        max_chars = task.config.max_chars
-        left_out = self._left_out.union(*map(self._without, reads.earlier))
-        wanted = [row for row in np.flatnonzero(reads.wanted(self._table)).tolist() if row not in left_out]
-        failures: dict[int, Failure] = {}
-        inputs = {}
-        for each, source in reads.sources.items():
-            key = (source, max_chars)
-            if key not in self._columns:
-                self._columns[key] = source.render(self._table, max_chars)
-            inputs[each], broken = self._columns[key]
-            if self._added.intersection(source.columns):  # an annotation may have nothing to say: no fault of the row
-                wanted = [row for row in wanted if row not in broken or broken[row].reason not in _NOTHING]
-            failures = {**broken, **failures}
-        rows_R = [row for row in wanted if row not in failures]
-        main = reads.sources[next(iter(reads.sources))]
-        at_fault = {row: failures[row] for row in wanted if row in failures}
-        rendered = _Rendered(rows_R, inputs, main, rows_R, list(range(len(rows_R))), at_fault)
-        if self._once:
-            with contextlib.suppress(TypeError):  # a list or a struct is no key
-                firsts, rendered.which_R = distinct([rendered.of(row) for row in rows_R])
-                rendered.firsts_U = [rows_R[first] for first in firsts]
-        return rendered
-
-    def texts(self, task: Task, rendered: _Rendered, chosen: Sequence[int] | None = None) -> Texts:
-        """The distinct texts of an annotation, or the `chosen` ones of these, as its task takes them."""
-        rows_U = rendered.firsts_U if chosen is None else [rendered.firsts_U[each] for each in chosen]
-        inputs = {name: [values[row] for row in rows_U] for name, values in rendered.inputs.items()}
-        texts = Texts(
-            next(iter(inputs.values())),
-            inputs,
-            # Annotations that read other columns beside the same texts share what is made of these.
-            self._shared.setdefault((rendered.source, tuple(rows_U)), {}),
-            self._offsets,
-            ahead={
-                whose: [tokens[row] for row in rows_U]
-                for whose, tokens in self._tokens.items()
-                if whose.startswith(f"{task.config.name}/")
-            },
-        )
-        if (running := self._running) is not None:
-            rows_of: dict[int, list[int]] = {}
-            for row, which in zip(rendered.rows_R, rendered.which_R, strict=True):
-                rows_of.setdefault(rendered.firsts_U[which], []).append(row)
-            texts.running = lambda indices: running([row for index in indices for row in rows_of[rows_U[index]]])
-        return texts
-
-
 def _annotate_one(
-    spec: AnnotationSpec, task: Task, rendered: _Rendered, unit: _Unit, found: Annotations, cache: Cache | None
+    spec: AnnotationSpec, task: Task, rendered: Rendered, unit: UnitTexts, found: Annotations, cache: Cache | None
 ) -> None:
     settings: AnnotationSettings = task.config
     if cache is None:
         annotation, computed = annotate_surviving(task, unit.texts(task, rendered)), len(rendered.firsts_U)
     else:
-        annotation, computed = _with_cache(cache, spec, task, rendered, unit)
-    annotation = _of_all(annotation, rendered.which_R)
+        annotation, computed = annotate_with(cache, salt(spec.decisive()), task, rendered, unit)
+    annotation = of_all(annotation, rendered.which_R)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}
     columns = _over_all_rows(task, annotation, rendered.rows_R, unit.rows)
@@ -353,83 +244,6 @@ def _annotate_one(
     found.tokens_by_annotation[settings.name] = int(annotation.tokens_R.sum())
     found.seconds_by_annotation[settings.name] = annotation.model_seconds
     found.repeated_by_annotation[settings.name] = len(rendered.rows_R) - computed
-
-
-def _of_all(annotation: Annotation, which_R: list[int]) -> Annotation:
-    """What was said of the distinct texts, of all that have them."""
-    if len(which_R) == len(annotation.tokens_R):  # none comes again
-        return annotation
-    indices_R = np.array(which_R)
-    return replace(
-        annotation,
-        columns={name: column.take(pa.array(indices_R)) for name, column in annotation.columns.items()},
-        tokens_R=annotation.tokens_R[indices_R],
-        truncated_R=annotation.truncated_R[indices_R],
-        failures={
-            index: annotation.failures[which] for index, which in enumerate(which_R) if which in annotation.failures
-        },
-    )
-
-
-def _with_cache(
-    cache: Cache, spec: AnnotationSpec, task: Task, rendered: _Rendered, unit: _Unit
-) -> tuple[Annotation, int]:
-    """What is said of the distinct texts, and how many of them were computed; what is new is kept."""
-    salted = salt(spec.decisive())
-    # Texts that are no keys of a dictionary may be alike still.
-    first, which_U = distinct([key(salted, rendered.of(row)) for row in rendered.firsts_U])
-    keys = [key(salted, rendered.of(rendered.firsts_U[each])) for each in first]
-    schema = pa.schema([*task.fields(), pa.field("tokens", pa.int32()), pa.field("truncated", pa.bool_())])
-    known = of_bytes(cache.find(keys), schema)
-    said, places = [], []  # tables of rows, and the text of each row
-    computed: list[tuple[Annotation, list[int]]] = []
-    unknown = [each for each, text in enumerate(keys) if text not in known]
-    lengths = [len(str(rendered.of(rendered.firsts_U[each])[0])) for each in first]
-    for chunk in _chunks(unknown, lengths, Random(b"".join(keys[:1]))):
-        if computed:  # meanwhile others may have said it
-            known |= of_bytes(cache.find([keys[each] for each in chunk]), schema)
-        new = [each for each in chunk if keys[each] not in known]
-        annotation = annotate_surviving(task, unit.texts(task, rendered, [first[each] for each in new]))
-        computed.append((annotation, new))
-        columns = [annotation.columns[each.name].cast(each.type) for each in task.fields()]
-        columns += [pa.array(annotation.tokens_R, pa.int32()), pa.array(annotation.truncated_R, pa.bool_())]
-        batch = pa.record_batch(columns, schema=schema)
-        cache.keep({keys[each]: to_bytes(batch, at) for at, each in enumerate(new) if at not in annotation.failures})
-        said.append(batch)
-        places += new
-    old = [each for each, text in enumerate(keys) if text in known]
-    assert len(places) + len(old) == len(keys), "each text was computed or known"
-    said += [known[keys[each]] for each in old]
-    table = pa.Table.from_batches(said, schema).take(pa.array(np.argsort(np.array(places + old, np.int64))))
-    found = {name: table[name].combine_chunks() for name in table.column_names}
-    annotation = Annotation(
-        tokens_R=found.pop("tokens").to_numpy(),
-        truncated_R=found.pop("truncated").to_numpy(zero_copy_only=False),
-        columns=found,
-        failures={new[at]: failure for each, new in computed for at, failure in each.failures.items()},
-        forward_tokens=sum(each.forward_tokens for each, _ in computed),
-        padding_tokens=sum(each.padding_tokens for each, _ in computed),
-        model_seconds=sum(each.model_seconds for each, _ in computed),
-    )
-    return _of_all(annotation, which_U), len(places)
-
-
-_CHUNKS = 6
-_SMALLEST_CHUNK = 128
-
-
-def _chunks(texts: list[int], lengths: list[int], random: Random) -> list[list[int]]:
-    """The texts in a few parts, each of like lengths, so that no more is padded than of all at once.
-
-    After each part the others can find what was said. Actors that have the same text at the same time begin at
-    different lengths, or they would come to it together.
-    """
-    by_length = sorted(texts, key=lengths.__getitem__)
-    count = min(_CHUNKS, max(1, len(texts) // _SMALLEST_CHUNK))
-    cuts = [len(texts) * part // count for part in range(count + 1)]
-    chunks = [by_length[start:stop] for start, stop in pairwise(cuts)]
-    random.shuffle(chunks)
-    return chunks
 
 
 def _over_all_rows(task: Task, annotation: Annotation, rows_R: list[int], rows: int) -> dict[str, pa.Array]:

@@ -11,8 +11,8 @@ Scores of long texts would not fit into memory: those go through the fused kerne
 
 Where nothing is trained, the softmax divides last: exponentials of the scores as they are, times the values beside a
 column of ones, whose product is what to divide by. Torch's softmax looks for each row's maximum first, which took
-longer than both products; without it exponentials may overflow or vanish, which the divisors tell: then, and with
-scores that carry more than a mask of keys, softmax is as above.
+longer than both products; without it exponentials may overflow or vanish, which the divisors tell: for those queries,
+and with scores that carry more than a mask of keys, softmax is as above.
 
 Packed: torch's flash kernel over the real tokens of all texts, told where each begins.
 
@@ -71,14 +71,13 @@ def plain_attention(
     if position_bias is not None:
         attention_mask = position_bias if attention_mask is None else position_bias + attention_mask
     dropped = dropout if module.training else 0.0
-    found = None
     masks_keys_alone = position_bias is None and (attention_mask is None or attention_mask.shape[1:3] == (1, 1))
     if key.shape[2] > MOST_TOKENS:
         mask = None if attention_mask is None else attention_mask.to(query.dtype)
         found = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropped, scale=scale)
     elif masks_keys_alone and not torch.is_grad_enabled():
         found = _divided_last(query, key, value, attention_mask, scale)
-    if found is None:
+    else:
         found = _divided_first(query, key, value, attention_mask, scale, dropped)
     found = found.transpose(1, 2)
     return found.contiguous() if rows is None else rows.joined(found), None
@@ -108,10 +107,11 @@ def _divided_first(
 
 def _divided_last(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor | None:
-    """values_BHQD; None where exponentials of the scores are beyond what numbers can hold.
+) -> torch.Tensor:
+    """values_BHQD; by torch's softmax for those queries whose exponentials are beyond what numbers can hold.
 
-    `mask` is 0 for the keys that all queries see, and very negative for the others: mask_B11S.
+    `mask` is 0 for the keys that all queries see, and very negative for the others: mask_B11S. What a query gets
+    depends on its own text alone, to the bit: others that are beyond change nothing for it.
     """
     batch, heads, queries, width = query.shape
     real, size = key.shape[2], -(-key.shape[2] // _KEYS_AT_ONCE) * _KEYS_AT_ONCE
@@ -133,9 +133,19 @@ def _divided_last(
     sums_BHQD = sums_NQD.view(batch, heads, queries, width + 1)
     divisors_BHQ1 = sums_BHQD[..., width:]
     least, most = divisors_BHQ1.float().aminmax()
-    if not (least > _LEAST_DIVISOR and most < torch.inf):  # not a number is neither
-        return None
-    return sums_BHQD[..., :width] / divisors_BHQ1
+    found_BHQD = sums_BHQD[..., :width] / divisors_BHQ1
+    if least > _LEAST_DIVISOR and most < torch.inf:  # not a number is neither
+        return found_BHQD
+    beyond_BHQ1 = ~((divisors_BHQ1.float() > _LEAST_DIVISOR) & (divisors_BHQ1 < torch.inf))
+    texts_E = beyond_BHQ1.flatten(1).any(1).nonzero()[:, 0]
+    unseen_ES = torch.ones(len(texts_E), size, dtype=torch.bool, device=query.device)
+    unseen_ES[:, :real] = False if mask is None else mask[texts_E, 0, 0] != 0
+    added_E11S = query.new_zeros(unseen_ES.shape).masked_fill_(unseen_ES, torch.finfo(query.dtype).min)[:, None, None]
+    by_softmax = _divided_first(
+        *(query[texts_E], plain_BHSD[texts_E], wide_BHSD[texts_E][..., :width], added_E11S, scale, 0.0)
+    )
+    found_BHQD[texts_E] = torch.where(beyond_BHQ1[texts_E], by_softmax, found_BHQD[texts_E])
+    return found_BHQD
 
 
 def _key_mask(**asked: Any) -> torch.Tensor | None:

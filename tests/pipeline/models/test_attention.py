@@ -100,7 +100,6 @@ def test_exponentials_beyond_what_numbers_hold_are_noticed():
     value = torch.tensor([1.0, 2.0]).view(1, 1, 2, 1).expand(1, 1, 2, 4)
     for key_size in (30.0, -30.0):  # e to the power of 1200, and of -1200
         key = torch.full((1, 1, 2, 4), key_size)
-        assert _divided_last(query, key, value, None, 1.0) is None
         with torch.inference_mode():
             found, _ = plain_attention(torch.nn.Linear(1, 1), query, key, value, None, 1.0)
         torch.testing.assert_close(found, torch.full((1, 2, 1, 4), 1.5))
@@ -108,3 +107,30 @@ def test_exponentials_beyond_what_numbers_hold_are_noticed():
     mask = torch.tensor([0.0, torch.finfo(torch.float32).min]).view(1, 1, 1, 2)
     seen = _divided_last(query, key, value, mask, 1.0)  # whom nobody sees may be as large as it likes
     torch.testing.assert_close(seen, torch.ones(1, 1, 2, 4))
+
+
+def test_a_query_beyond_what_numbers_hold_changes_nothing_for_the_others_to_the_bit():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(5, 4, 40, 32).bfloat16() for _ in range(3))
+    mask = torch.zeros(5, 1, 1, 40, dtype=torch.bfloat16)
+    mask[1, ..., 30:] = mask[3, ..., 12:] = torch.finfo(torch.bfloat16).min
+    plain = _divided_last(query, key, value, mask, 0.2)
+    query[1, 2, 7] *= 900
+    query[4, :, 3] = key[4, :, 9] * 500
+    found = _divided_last(query, key, value, mask, 0.2)
+    changed = torch.zeros(5, 4, 40, dtype=torch.bool)
+    changed[1, 2, 7] = changed[4, :, 3] = True
+    assert torch.equal(found[~changed], plain[~changed])
+    wanted = torch.softmax((query.double() @ key.double().mT) * 0.2 + mask.double(), -1) @ value.double()
+    torch.testing.assert_close(found.double(), wanted, atol=0.05, rtol=0.05)
+
+
+def test_a_query_beyond_gets_the_same_whatever_stands_beside_its_text():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 4, 90, 32).bfloat16() for _ in range(3))
+    query[0, :, ::3] *= 900
+    mask = torch.zeros(3, 1, 1, 90, dtype=torch.bfloat16)
+    mask[0, ..., 50:] = torch.finfo(torch.bfloat16).min
+    beside = _divided_last(query, key, value, mask, 0.2)[:1, :, :50]
+    alone = _divided_last(query[:1, :, :50], key[:1, :, :50], value[:1, :, :50], None, 0.2)
+    assert torch.equal(beside, alone)

@@ -46,6 +46,9 @@ the same to the bit, however long the longest text beside it is."""
 _LEAST_DIVISOR = 1e-30
 """Below it the greatest exponential of a row has come near to the smallest numbers, which have fewer digits."""
 
+_MOST_DIVISOR = 1e30
+"""Above it the exponentials' products with the values may be more than the largest number, though their sum is not."""
+
 
 def plain_attention(
     module: nn.Module,
@@ -134,9 +137,9 @@ def _divided_last(
     divisors_BHQ1 = sums_BHQD[..., width:]
     least, most = divisors_BHQ1.float().aminmax()
     found_BHQD = sums_BHQD[..., :width] / divisors_BHQ1
-    if least > _LEAST_DIVISOR and most < torch.inf:  # not a number is neither
+    if least > _LEAST_DIVISOR and most < _MOST_DIVISOR:  # not a number is neither
         return found_BHQD
-    beyond_BHQ1 = ~((divisors_BHQ1.float() > _LEAST_DIVISOR) & (divisors_BHQ1 < torch.inf))
+    beyond_BHQ1 = ~((divisors_BHQ1.float() > _LEAST_DIVISOR) & (divisors_BHQ1.float() < _MOST_DIVISOR))
     texts_E = beyond_BHQ1.flatten(1).any(1).nonzero()[:, 0]
     unseen_ES = torch.ones(len(texts_E), size, dtype=torch.bool, device=query.device)
     unseen_ES[:, :real] = False if mask is None else mask[texts_E, 0, 0] != 0

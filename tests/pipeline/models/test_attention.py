@@ -134,3 +134,11 @@ def test_a_query_beyond_gets_the_same_whatever_stands_beside_its_text():
     beside = _divided_last(query, key, value, mask, 0.2)[:1, :, :50]
     alone = _divided_last(query[:1, :, :50], key[:1, :, :50], value[:1, :, :50], None, 0.2)
     assert torch.equal(beside, alone)
+
+
+def test_exponentials_whose_sum_can_be_held_and_their_products_with_values_cannot():
+    query, key = torch.full((1, 1, 1, 4), 9.4).bfloat16(), torch.full((1, 1, 2, 4), 2.35).bfloat16()  # a score of 88
+    for size in (3.0, 1e4):
+        value = torch.full((1, 1, 2, 4), size).bfloat16()
+        found = _divided_last(query, key, value, None, 1.0)
+        torch.testing.assert_close(found, value[:, :, :1], atol=0, rtol=1e-2)

@@ -15,7 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from cluster.embedded import no_watchers, nobody_counts
 from cluster.placement import (
     ClusterSettings,
     Node,
@@ -129,7 +131,8 @@ class RayCluster:
                     self._start(ray)
                 self._own = self._settings.address == "local"
                 _restore(handler)  # Ray put its own there
-                yield ray
+                with nobody_counts() if self._own else contextlib.nullcontext():
+                    yield ray
             finally:  # also where it was interrupted half-way through its start
                 _restore(handler)
                 self._own = False
@@ -153,8 +156,8 @@ class RayCluster:
             if training is not None and training.memory_bytes:
                 memory = [max(sum(memory), training.count * training.memory_bytes)]
             try:
-                ray.init(
-                    address="local",
+                _init_embedded(
+                    ray,
                     num_cpus=int(cpus + beside),
                     # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
                     num_gpus=_gpus() if on_gpus else 0,
@@ -175,6 +178,11 @@ class RayCluster:
                     "with `ray start --head`, or use `local`"
                 ) from error
         self._logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
+
+
+def _init_embedded(ray: ModuleType, **options: Any) -> None:
+    with no_watchers():
+        ray.init(address="local", **options)
 
 
 def _knock(address: str) -> None:

@@ -15,6 +15,7 @@ from pipeline import tasks
 from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import compile_inputs
+from pipeline.models.device import may_pack
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem
@@ -56,6 +57,16 @@ class AnnotationSpec:
         pool = self.settings.get("pool")
         return None if pool is None else str(pool)
 
+    @property
+    def reads_alone(self) -> bool:
+        """Whether it only reads, with an encoder of a family that is well known to us, and no code of a user's own."""
+        model = self.model
+        if self.code is not None or model is None:
+            return self.code is None
+        if model.allow_remote_code or model.gguf_file is not None:
+            return False
+        return may_pack(self._kind().needs, model.config)
+
     def decisive(self) -> dict[str, Any]:
         """What decides, besides the text, what is said of it."""
         options = {name: value for name, value in self.settings.items() if name not in _UNDECISIVE}
@@ -63,9 +74,12 @@ class AnnotationSpec:
         pinned = {each: getattr(self.pinned, each) for each in _DECISIVE}
         return {"options": options, "code": self.code, "remote_code": remote_code, **pinned}
 
+    def _kind(self) -> type[Task]:
+        return tasks.find(str(self.settings["task"]), allow_code=self.allow_code)
+
     def task(self) -> Task:
         """The task of this annotation, without weights."""
-        kind = tasks.find(str(self.settings["task"]), allow_code=self.allow_code)
+        kind = self._kind()
         return kind(kind.Config.model_validate(dict(self.settings)), self.model)
 
     def on_this_node(self) -> "AnnotationSpec":

@@ -63,6 +63,11 @@ class Work:
         """Pools whose texts are tokenised by the processes that read them, in order."""
         return [pool for pool, workers in self.pools.items() if workers.readers]
 
+    def reads_alone(self, pool: str | None) -> bool:
+        """Whether a pool's actors do no more than read, with encoders of families that are well known to us."""
+        here = [spec for spec in self.annotations if spec.pool == pool]
+        return any(spec.model is not None for spec in here) and all(spec.reads_alone for spec in here)
+
 
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -99,6 +99,7 @@ class UnitBounds:
     min_units: int = 4  # smaller units where the corpus would give fewer
     least_rows: int = 64  # none is smaller for having more of them
     actors: int = 1  # the last units are smaller where there are several: none idles long while another does its last
+    first_rows: int | None = None  # of each actor's first unit, whose receipt tells soon that all is well
 
     @classmethod
     def for_device(cls, device: Device, actors: int, store_bytes: int | None = None, readers: int = 0) -> "UnitBounds":
@@ -109,20 +110,24 @@ class UnitBounds:
         at_once = _UNITS_AT_ONCE * max(2, actors) + 2 * readers
         size = UNIT_BYTES if store_bytes is None else min(UNIT_BYTES, store_bytes // at_once)
         rows, least_rows = (65_536, 1024) if device == "cuda" else (4096, 64)
-        return cls(rows, size, min_units=4 * max(actors, readers), least_rows=least_rows, actors=actors)
+        return cls(
+            rows, size, min_units=4 * max(actors, readers), least_rows=least_rows, actors=actors, first_rows=least_rows
+        )
 
     def rows_of(self, total_rows: int) -> int:
         """Rows of one unit where a corpus has so many; the last ones may have fewer."""
         units = max(self.min_units, -(-total_rows // self.rows))
         return min(self.rows, max(self.least_rows, -(-total_rows // units)))
 
-    def rows_of_next(self, most_rows: int, rows_left: int) -> int:
-        """Rows of the next unit where at most so many are in one, and so many rows have no unit yet.
+    def rows_of_next(self, most_rows: int, total_rows: int, rows_left: int) -> int:
+        """Rows of the next unit where at most so many are in one, and so many of all rows have no unit yet.
 
-        Several actors come to their end at different times, at worst a unit apart. So each unit takes a share of what
-        is left, half of an actor's, down to an eighth of a whole unit: smaller ones have more padding (guided
-        self-scheduling, Polychronopoulos and Kuck 1987).
+        Each actor begins with a small one. Several come to their end at different times, at worst a unit apart: so each
+        unit takes a share of what is left, half of an actor's, down to an eighth of a whole unit, for smaller ones have
+        more padding (guided self-scheduling, Polychronopoulos and Kuck 1987).
         """
+        if self.first_rows is not None and total_rows - rows_left < self.actors * self.first_rows:
+            return min(most_rows, self.first_rows)
         if self.actors == 1:
             return most_rows
         least_rows = min(most_rows, max(_SMALLEST_TAPERED_ROWS, self.least_rows, most_rows // 8))
@@ -143,8 +148,8 @@ def plan_units(
     own, whatever the filter and the sample say: it owes a receipt. The order of `fragments` changes no unit's id.
     """
     pieces = [list(_pieces(index, fragment, kept, selection)) for index, fragment in enumerate(fragments)]
-    rows_left = sum(piece.span.rows for of_fragment in pieces for piece in of_fragment)
-    next_rows = partial(bounds.rows_of_next, bounds.rows_of(rows_left))
+    rows_left = total_rows = sum(piece.span.rows for of_fragment in pieces for piece in of_fragment)
+    next_rows = partial(bounds.rows_of_next, bounds.rows_of(total_rows), total_rows)
     units: list[Unit] = []
     folders = [fragment.folder for fragment in fragments]
     unit = _Joined(fragments, "", bounds.bytes)

@@ -7,12 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cluster.connect import RayCluster
 from cluster.placement import ClusterSettings, TrainClusterSettings
 from pipeline.errors import PlacementError, RunError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SETTINGS = ClusterSettings(actors=1, memory=1 << 30, object_store_memory=100 << 20)
 
@@ -57,6 +61,13 @@ def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_thi
             logs = cluster.log_folder()
             assert logs is not None
             assert list(Path(logs).glob("raylet*"))
+            assert not [
+                *Path(logs).glob("dashboard.*"),
+                *Path(logs).glob("monitor.*"),
+                *Path(logs).glob("log_monitor.*"),
+            ]
+            assert _doubled_by_ray_data() == list(range(0, 16, 2))
+            assert ray.util.list_named_actors(all_namespaces=True) == []  # none of those that count and watch
             _another_run_uses_the_same_ray()
             with pytest.raises(HeardError):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -67,6 +78,19 @@ def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_thi
         signal.signal(signal.SIGTERM, before)
     assert resources["CPU"] >= workers.actors * workers.cpus_per_actor + 0.5
     assert resources["memory"] >= workers.actors * (workers.memory_bytes or 0)
+
+
+class _Double:
+    def __call__(self, batch: dict[str, "np.ndarray[Any, Any]"]) -> dict[str, "np.ndarray[Any, Any]"]:
+        return {"id": batch["id"] * 2}
+
+
+def _doubled_by_ray_data() -> list[int]:
+    import ray.data
+
+    numbers = ray.data.range(8, override_num_blocks=4)
+    doubled = numbers.map_batches(_Double, compute=ray.data.ActorPoolStrategy(size=1), batch_size=2, num_cpus=0.5)
+    return sorted(int(row["id"]) for row in doubled.iter_rows())
 
 
 def _another_run_uses_the_same_ray() -> None:

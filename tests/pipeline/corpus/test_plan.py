@@ -175,9 +175,9 @@ def test_units_are_not_made_silly_small_for_idle_actors():
 
 
 def test_bounds_follow_the_device():
-    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 64, 3)
+    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 64, 3, 64)
     on_gpu = UnitBounds.for_device("cuda", 1, readers=15)
-    assert on_gpu == UnitBounds(65_536, 64 * 2**20, 32, 60, 1024, 1)
+    assert on_gpu == UnitBounds(65_536, 64 * 2**20, 32, 60, 1024, 1, 1024)
     assert [on_gpu.rows_of(rows) for rows in (21_256, 600_000, 2**30)] == [1024, 10_000, 65_536]
 
 
@@ -208,14 +208,23 @@ def test_the_row_bound_counts_sampled_rows():
     assert (units[1].spans[0].start, units[1].spans[0].stop) == (50_000, 99_501)
 
 
-def test_the_last_units_of_several_actors_are_smaller_each_half_of_an_actors_share_of_what_is_left():
-    def rows(actors, *files):
-        fragments = [fragment(f"{number:02}", file) for number, file in enumerate(files)]
-        return [unit.rows for unit in plan_units(fragments, None, None, UnitBounds.for_device("cpu", actors))]
+def rows_on_cpus(actors, *files):
+    fragments = [fragment(f"{number:02}", file) for number, file in enumerate(files)]
+    return [unit.rows for unit in plan_units(fragments, None, None, UnitBounds.for_device("cpu", actors))]
 
-    assert rows(2, 16_384) == [2048] * 5 + [1536, 1152, 864, 648, 486, 364, 273, 256, 256, 256, 53]
+
+def test_each_actor_begins_with_a_small_unit_so_that_the_first_receipt_comes_soon():
+    assert rows_on_cpus(1, 8192) == [64, 2048, 2048, 2048, 1984]
+    assert rows_on_cpus(2, 16_384)[:3] == [64, 64, 2048]
+    assert rows_on_cpus(2, *[1024] * 16)[:3] == [64, 64, 2048]
+    assert rows_on_cpus(2, 50) == [50]
+
+
+def test_the_last_units_of_several_actors_are_smaller_each_half_of_an_actors_share_of_what_is_left():
+    rows = rows_on_cpus
+    assert rows(2, 16_384)[2:] == [2048] * 4 + [2016, 1512, 1134, 850, 638, 478, 359, 269, 256, 256, 256, 40]
     assert rows(2, *[1024] * 16) == rows(2, 16_384)
-    assert rows(1, 16_384) == [4096] * 4
+    assert rows(1, 16_384) == [64, *[4096] * 3, 4032]
     assert rows(2, 500) == [64] * 7 + [52]
     assert sum(rows(64, 10**6)) == 10**6
 

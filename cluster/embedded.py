@@ -1,0 +1,84 @@
+"""An embedded Ray without the processes that serve people who watch a cluster.
+
+    with no_watchers(): ray.init(…)                 # no dashboard's server, autoscaler or reader of logs
+    with nobody_counts(): dataset.iter_rows()       # no actors of Ray Data's that collect figures and ask for nodes
+
+Each of them imports Ray, and some Ray Data, in the seconds in which the actors import torch: an embedded Ray starts in
+1 s instead of 3, and a run has six processes less. `include_dashboard=False` leaves the dashboard's server, without
+its pages, and Ray has no other word for the rest; what a Ray of another version lacks is left as it is.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+_WATCHERS = ("start_api_server", "start_monitor", "start_log_monitor")
+
+
+@contextlib.contextmanager
+def no_watchers() -> Iterator[None]:
+    """Inside the block, a node that Ray starts is made of what computes."""
+    node = import_module("ray._private.node").Node
+    with contextlib.ExitStack() as replaced:
+        for name in _WATCHERS:
+            replaced.enter_context(_replaced(node, name, lambda *_, **__: None))
+        yield
+
+
+@contextlib.contextmanager
+def nobody_counts() -> Iterator[None]:
+    """Inside the block, Ray Data takes the machine for what it is: all that there will be."""
+    nobody = Nobody()
+    with contextlib.ExitStack() as replaced:
+        for module, name, instead in (
+            ("execution.streaming_executor", "create_cluster_autoscaler", _as_it_is),
+            ("stats", "get_or_create_stats_actor", lambda: nobody),
+            ("execution.operators.actor_pool_map_operator", "get_or_create_actor_location_tracker", lambda: nobody),
+            ("execution.operators.actor_pool_map_operator", "get_actor_locations", lambda _: {}),
+        ):
+            replaced.enter_context(_replaced(import_module(f"ray.data._internal.{module}"), name, instead))
+        yield
+
+
+def _as_it_is(*_: object, **__: object) -> Any:
+    """What Ray Data asks for more nodes, of a cluster that has none to give."""
+    import ray
+    from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+    from ray.data._internal.execution.interfaces import ExecutionResources
+
+    class AsItIs(ClusterAutoscaler):
+        def try_trigger_scaling(self) -> None:
+            """None comes."""
+
+        def on_executor_shutdown(self) -> None:
+            """Nothing was reserved."""
+
+        def get_total_resources(self) -> ExecutionResources:
+            return ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+    return AsItIs()
+
+
+class Nobody:
+    """An actor's handle that takes every call, and does nothing."""
+
+    def __getattr__(self, name: str) -> "Nobody":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def remote(self, *_: object, **__: object) -> None:
+        """Nothing comes of it."""
+
+
+@contextlib.contextmanager
+def _replaced(holder: Any, name: str, instead: Any) -> Iterator[None]:
+    if (before := getattr(holder, name, None)) is None:
+        yield
+        return
+    setattr(holder, name, instead)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)

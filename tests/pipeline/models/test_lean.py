@@ -1,0 +1,80 @@
+"""Transformers imported for reading alone, in a process of its own: this one has imported it whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.models.lean import _NoCompiler, import_lean
+from pipeline.models.loading import load
+from pipeline.models.reference import ModelSettings, pin
+
+HEAD = "AutoModelForSequenceClassification"
+
+_IN_A_PROCESS = f"""
+import json, sys
+from pipeline.models.lean import import_lean
+import_lean()
+left_out = {"accelerate", "scipy", "torch.distributed.tensor", "torch._inductor"} & sys.modules.keys()
+from tests.pipeline.models.test_lean import scores
+found = [scores(folder, kind) for folder, kind in json.loads(sys.argv[1])]
+asks_for_the_compiler = type(sys.modules["torch._dynamo"]).__name__
+import torch
+print(json.dumps([sorted(left_out), found, asks_for_the_compiler, torch._dynamo.config.__name__]))
+"""
+
+
+def scores(folder: str, kind: str) -> list[float]:
+    """What a model says of two texts of other lengths."""
+    import torch
+
+    loaded = load(pin(ModelSettings(ref=folder)), kind, "float32", "cpu", 1, 2048)
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]), "attention_mask": torch.ones(2, 4).long()}
+    inputs["attention_mask"][1, 3] = 0
+    with torch.inference_mode():
+        output = loaded.module(**inputs)
+    values: list[float] = (output.logits if kind == HEAD else output.last_hidden_state[:, 0]).flatten().tolist()
+    return values
+
+
+@pytest.fixture(scope="module")
+def models(tiny):
+    """A model of each family that actors import so."""
+    return [(str(tiny(family, head)), kind) for family in ("bert", "roberta", "distilbert") for head, kind in HEADS]
+
+
+HEADS = (("Model", "AutoModel"), ("SequenceClassification", HEAD))
+
+
+def test_models_say_the_same_without_what_training_and_compiling_ask_for(models, repository: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_PROCESS, json.dumps(models)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    left_out, found, compiler, config = json.loads(done.stdout.splitlines()[-1])
+    assert left_out == []
+    assert compiler == "_NoCompiler"
+    assert config == "torch._dynamo.config"  # who asks for more than decorators gets the real one
+    for (folder, kind), values in zip(models, found, strict=True):
+        np.testing.assert_array_equal(values, scores(folder, kind))
+
+
+def test_a_process_that_has_it_already_is_left_as_it_is():
+    before = dict(sys.modules)
+    import_lean()
+    assert dict(sys.modules) == before
+
+
+def test_decorators_of_no_compiler_give_back_the_function(tmp_path: Path):
+    compiler = _NoCompiler(tmp_path)
+    assert compiler.disable(scores) is scores
+    assert compiler.disable(scores, True, reason="none") is scores
+    assert compiler.disable(recursive=False)(scores) is scores
+    assert not hasattr(compiler, "__wrapped__")

@@ -27,6 +27,7 @@ from pipeline.corpus.rowgroup import ranges_of
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.mend import standing_rows, without
+from pipeline.models.memory import give_back
 from pipeline.models.reference import has_tokenizer
 from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
@@ -226,6 +227,7 @@ class AnnotateStage:
                 return Envelope(envelope.unit, "suspect")
             answer = self._annotate(envelope, attempt)
             attempt.end()
+            give_back()
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             return fatal(envelope.unit, error)
         now = time.monotonic()

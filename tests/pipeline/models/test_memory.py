@@ -1,9 +1,11 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.models.memory import check_memory, machine_memory_bytes
+from pipeline.models.memory import check_memory, give_back, machine_memory_bytes
 
 
 def physical():
@@ -50,3 +52,16 @@ def test_weights_that_fit_just_so():
 def test_weights_beyond_the_memory_are_refused_with_both_sizes():
     with pytest.raises(ModelError, match=r"weights take 40.0 GiB, and this machine has 15.5 GiB of memory"):
         check_memory(40 * 2**30, int(15.5 * 2**30))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps and gives back in a way that can be asked for")
+def test_what_was_freed_goes_back_to_the_system():
+    def held():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    parts = [bytearray(40_000) for _ in range(5000)]
+    parts = parts[::10]  # holes between what is left
+    before = held()
+    give_back()
+    assert before - held() > 100_000_000
+    assert len(parts) == 500

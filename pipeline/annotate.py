@@ -81,7 +81,8 @@ class Run:
                 "run_id": self.run_id,
                 "corpusmill": self.plan.corpusmill,
                 "models": {
-                    name: {"ref": pin.ref, "digest": pin.digest, "dtype": pin.dtype} for name, pin in pins.items()
+                    name: {"ref": pin.ref, "digest": pin.digest, "engine": pin.engine, "dtype": pin.dtype}
+                    for name, pin in pins.items()
                 },
                 "annotations": self.plan.job["annotations"],
             },

@@ -15,6 +15,7 @@ from pipeline import tasks
 from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import compile_inputs
+from pipeline.models.engines import TORCH
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem
@@ -27,7 +28,7 @@ from pipeline.unit_texts import Rendered, Running, UnitTexts, of_all
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
 
-_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model"})
+_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model", "engine"})
 """Options that change nothing of what is said of a text, or that the pinned model stands for."""
 
 _DECISIVE = ("digest", "engine", "dtype", "device")
@@ -144,7 +145,15 @@ class Annotator:
                 # A module of the task's own is nobody else's.
                 own = (spec.name,) if module is not None else ()
                 pinned = spec.pinned
-                key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget, *own)
+                key = (
+                    spec.model.digest,
+                    task.needs,
+                    pinned.engine,
+                    pinned.dtype,
+                    pinned.device,
+                    pinned.token_budget,
+                    *own,
+                )
                 if key not in held:
                     held[key] = self._loaded(spec, task.needs, module)
                 task.start(held[key])
@@ -176,7 +185,8 @@ class Annotator:
             return load_own(module, spec.model, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
         from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
 
-        return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
+        engine = pinned.engine or TORCH
+        return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget, engine)
 
     def tokenise(self, table: pa.Table, leave_out: Collection[int] = ()) -> pa.Table:
         """Tokens of the N rows of `table`, for the `annotate` of another process; it has the tokenizers.

@@ -26,6 +26,7 @@ from pipeline.gold import gold_columns, golds_of
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, may_pack, resolve_dtype
+from pipeline.models.engines import resolve_engine
 from pipeline.models.reference import ModelSettings, PinnedModel, at_commit, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
@@ -154,12 +155,13 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
     wanted = task.config.dtype
     if wanted == "auto" and task.auto_dtype is not None:
         wanted = task.auto_dtype
+    dtype = resolve_dtype(wanted, workers.device)
     return PinnedAnnotation(
         ref=model.ref,
         revision=model.revision,
         digest=model.digest,
-        engine="torch",
-        dtype=resolve_dtype(wanted, workers.device),
+        engine=resolve_engine(task, workers.device, dtype),
+        dtype=dtype,
         device=workers.device,
         threads=workers.threads,
         token_budget=default_budget(workers.device, may_pack(task.needs, model.config)),

@@ -66,6 +66,7 @@ class EncoderTask(WindowTask):
     """A task that takes a fixed row of numbers from one pass of an encoder."""
 
     Config = EncoderSettings
+    only_calls = True
 
     @abstractmethod
     def width(self) -> int:
@@ -105,8 +106,7 @@ class EncoderTask(WindowTask):
             "forward",
             self.pieces_key(),
             self.needs,
-            self.loaded.dtype,
-            self.loaded.token_budget,
+            self.loaded.computes,
             self.forward_key(),
         )
         is_new = pass_key not in texts.shared

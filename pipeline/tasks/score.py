@@ -81,6 +81,7 @@ class Score(WindowTask):
         super().__init__(config, model)
         self._kind: Kind = _kind_of(self.pinned, pairs=config.text_pair is not None)
         self.needs = _AUTO_CLASSES[self._kind]
+        self.only_calls = self._kind == "pair"
         if self._kind == "pair":
             count = len(class_names(self.pinned))
             if count != 1:
@@ -142,7 +143,7 @@ class Score(WindowTask):
     def annotate(self, texts: Texts) -> Annotation:
         """What the model says of each piece, and what that comes to for each text."""
         pieces = self.pieces(texts)
-        key = ("score", self.pieces_key(), self.needs, self.loaded.dtype, self.loaded.token_budget, self._forward_key())
+        key = ("score", self.pieces_key(), self.needs, self.loaded.computes, self._forward_key())
         is_new = key not in texts.shared
         ran = texts.once(key, lambda: self._run(pieces, texts))
         said = Said(

@@ -176,8 +176,7 @@ class ZeroShot(PooledTask):
             "nli",
             self.pinned.digest,
             self.window_tokens,
-            self.loaded.dtype,
-            self.loaded.token_budget,
+            self.loaded.computes,
             tuple(self._descriptions),
         )
         is_new = key not in texts.shared

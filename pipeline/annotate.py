@@ -43,7 +43,7 @@ from pipeline.planning import (
 from pipeline.progress import Watcher
 from pipeline.repeats import Cache, Repeats
 from pipeline.stages import Order, Work
-from pipeline.summary import Pace, Quarantine, Tally, over_limit
+from pipeline.summary import Pace, Quarantine, Tally, lowered_budgets, over_limit
 from pipeline.workers import Cluster, Pools
 
 OVER_LIMIT = 3
@@ -253,6 +253,13 @@ def finish(run: Run, tally: Tally, skipped: int, watcher: Watcher) -> Outcome:
         manifest["metrics"] = {name: each.to_json() for name, each in metrics.items()}
     if complete:
         manifests.save(run.store, manifest)
+    for name, (tokens, units) in lowered_budgets(run.receipts.values(), run.plan).items():
+        planned = run.plan.annotations[name].token_budget
+        run.notes.append(
+            f"annotation '{name}': memory ran out, so micro-batches of {units} of {len(run.plan.units)} units had "
+            f"{tokens:,} tokens at most instead of {planned:,}; their receipts tell"
+        )
+        watcher.note(run.notes[-1])
     over = over_limit(run.job.limits, run.receipts.values(), run.plan)
     if not complete and not (over and run.job.limits.stop_early):
         missing = sum(unit.id not in run.receipts for unit in run.plan.units)

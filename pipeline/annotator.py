@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import tasks
+from pipeline.batching import TokenBudget
 from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import compile_inputs
@@ -85,6 +86,7 @@ class Annotations:
     tokens_by_annotation: dict[str, int] = field(default_factory=dict)
     seconds_by_annotation: dict[str, float] = field(default_factory=dict)  # in models
     repeated_by_annotation: dict[str, int] = field(default_factory=dict)  # texts of which it was known already
+    lowered_budget: dict[str, int] = field(default_factory=dict)  # where memory ran out: padded tokens of a micro-batch
 
 
 def columns_of(task: Task) -> list[pa.Field]:
@@ -116,6 +118,7 @@ class Annotator:
         JobError for a cache that cannot be used.
         """
         self._repeats = repeats
+        self._budgets: dict[str, TokenBudget] = {}  # by annotation, of its model
         self._cache = None if repeats.cache is None else Cache(repeats.cache)
         elsewhere = {spec.name: spec.added for spec in specs if only is not None and spec not in only}
         # Tasks read the model's folder when they are made, and the driver's may be on another node.
@@ -157,6 +160,7 @@ class Annotator:
                 if key not in held:
                     held[key] = self._loaded(spec, task.needs, module)
                 task.start(held[key])
+                self._budgets[spec.name] = held[key].budget
             except CorpusmillError:
                 raise
             except Exception as error:  # a user's own code may raise anything
@@ -225,6 +229,10 @@ class Annotator:
         for spec, task, reads in zip(self._specs, self._tasks, self._reads, strict=True):
             cache = self._cache if spec.model is not None else None
             _annotate_one(spec, task, unit.rendered(task, reads), unit, found, cache)
+        lowered = {id(budget): budget.told() for budget in self._budgets.values()}  # several may share one
+        for name, budget in self._budgets.items():
+            if (tokens_at_once := lowered[id(budget)]) is not None:
+                found.lowered_budget[name] = tokens_at_once
         return found
 
 

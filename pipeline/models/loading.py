@@ -8,13 +8,14 @@ The files are those of the pinned digest on the node of this process. Every faul
 
 import os
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from pipeline.batching import TokenBudget
 from pipeline.errors import ModelError
 from pipeline.models import gguf
 from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention
@@ -50,6 +51,10 @@ class LoadedModel:
     token_budget: int  # padded tokens of one micro-batch
     packed: bool = False  # it computes the real tokens alone, where a micro-batch tells it which they are
     engine: str = TORCH  # never "auto"
+    budget: TokenBudget = field(init=False)  # the same, lowered where memory ran out
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", TokenBudget(self.token_budget))
 
     @property
     def computes(self) -> Hashable:

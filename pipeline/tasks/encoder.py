@@ -129,7 +129,7 @@ class EncoderTask(WindowTask):
             pieces.ids_P,
             self.forward,
             width=self.width(),
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             types_P=pieces.types_P,

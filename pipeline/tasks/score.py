@@ -173,7 +173,7 @@ class Score(WindowTask):
                 pieces.ids_P,
                 places_P2,
                 mask_id=loaded.tokenizer.mask_token_id,
-                token_budget=loaded.token_budget,
+                token_budget=loaded.budget,
                 pad_id=loaded.pad_id,
                 device=loaded.device,
                 types_P=pieces.types_P,
@@ -183,7 +183,7 @@ class Score(WindowTask):
         ran: Ran[npt.NDArray[np.float32]] = run_pieces(
             pieces.ids_P,
             self._pair_values if is_pair else lambda padded: losses.causal_losses(loaded.module, padded),
-            token_budget=loaded.token_budget if is_pair else losses.tokens_at_once(loaded.module, loaded.token_budget),
+            token_budget=loaded.budget if is_pair else losses.tokens_at_once(loaded.module, loaded.budget),
             pad_id=loaded.pad_id,
             device=loaded.device,
             types_P=pieces.types_P,

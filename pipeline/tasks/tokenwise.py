@@ -97,7 +97,7 @@ class TokenTask(WindowTask):
         ran = run_pieces(
             pieces.ids_P,
             self.take,
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             types_P=pieces.types_P,

@@ -22,7 +22,7 @@ from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem
 from pipeline.repeats import Cache, Repeats, salt
 from pipeline.survive import annotate_surviving
-from pipeline.tasks.base import Annotation, AnnotationSettings, Task
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 from pipeline.text.travel import packed, unpacked
 from pipeline.unit_texts import Rendered, Running, UnitTexts, of_all
 
@@ -191,6 +191,15 @@ class Annotator:
 
         engine = pinned.engine or TORCH
         return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget, engine)
+
+    def texts(self, table: pa.Table, leave_out: Collection[int] = ()) -> list[tuple[Task, Texts]]:
+        """What each annotation reads of the N rows of `table`; none of one that reads what another adds."""
+        unit = UnitTexts(table, self._added, leave_out, None, False, self._repeats.once)
+        return [
+            (task, unit.texts(task, unit.rendered(task, reads)))
+            for task, reads in zip(self._tasks, self._reads, strict=True)
+            if not reads.after
+        ]
 
     def tokenise(self, table: pa.Table, leave_out: Collection[int] = ()) -> pa.Table:
         """Tokens of the N rows of `table`, for the `annotate` of another process; it has the tokenizers.

@@ -53,7 +53,7 @@ def why_not_openvino(task: "Task", device: Device, dtype: str) -> str | None:
 
 
 def resolve_engine(task: "Task", device: Device, dtype: str) -> str:
-    """The engine that the job asks for, where it can compute the annotation; `auto` is torch.
+    """The engine that the job asks for, where it can compute the annotation; `auto` is torch, unless a trial says else.
 
     Raises JobError for OpenVINO where it cannot be.
     """

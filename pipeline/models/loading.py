@@ -109,14 +109,19 @@ def load(
 def _load_openvino(pinned: PinnedModel, auto_class: str, dtype: str, threads: int, token_budget: int) -> LoadedModel:
     from pipeline.models.open_vino import converted
 
+    def module() -> Any:
+        with quietly():
+            found = _module(pinned, auto_class, torch.float32)  # the graph has its own number format
+        read_first_token(found)
+        return found
+
     tokenizer = prepared_tokenizer(pinned, threads)
-    with quietly():
-        module = _module(pinned, auto_class, torch.float32)  # the graph has its own number format
-        read_first_token(module)
-        try:
+    try:
+        with quietly():
             made = converted(module, auto_class, dtype, threads)
-        except ModelError as fault:
-            raise ModelError(f"model {pinned.ref!r}: {fault}") from fault.__cause__
+    except ModelError as fault:
+        told = str(fault) if repr(pinned.ref) in str(fault) else f"model {pinned.ref!r}: {fault}"
+        raise ModelError(told) from fault.__cause__
     return LoadedModel(pinned, made, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO)
 
 

@@ -10,7 +10,7 @@ The frontend is called by itself: `openvino.convert_model` would tell Intel of e
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,26 +32,46 @@ _MOST_TRIED_IDS = 1000
 
 
 class OpenVinoModule:
-    """A compiled graph that is called like the module which it was made from."""
+    """A compiled graph that is called like the module which it was made from.
 
-    def __init__(self, compiled: Any, outputs: Sequence[str], config: Any) -> None:
-        """Keep an `openvino.CompiledModel` whose outputs are these, in order; `config` is the torch module's."""
-        self.config = config
-        self._outputs = outputs
+    Where memory runs out OpenVINO raises nothing: it leaves the numbers, or the shape, of texts before, and goes on so.
+    So numbers are blotted out as soon as they are copied, and a graph that failed is compiled anew.
+    """
+
+    def __init__(self, compile_graph: Callable[[], Any], outputs: Sequence[str], config: Any) -> None:
+        """Compile: `compile_graph` gives an `openvino.CompiledModel` with these outputs; `config` is the module's."""
+        self.config, self.outputs = config, outputs
+        self._compile = compile_graph
+        self._request: Any = None  # none yet, or none any more
+        self._inputs: list[str] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        compiled = self._compile()
         self._inputs = [port.get_any_name() for port in compiled.inputs]
         self._request = compiled.create_infer_request()
 
     def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
         """The outputs of a micro-batch by their names, on the CPU in float32. Token types are 0 where none are told.
 
-        The numbers are the caller's: a copy, a hundredth of the time, for the graph writes its next ones over them.
+        The numbers are copies, a hundredth of the time. Raises MemoryError where OpenVINO left none of its own.
         """
-        given = {name: inputs[name].numpy() for name in self._inputs if name in inputs}
-        for name in self._inputs:
-            if name not in given:
-                given[name] = np.zeros(given["input_ids"].shape, np.int64)
-        found = self._request.infer(given, share_inputs=True, share_outputs=False)
-        return SimpleNamespace(**{name: torch.from_numpy(found[place]) for place, name in enumerate(self._outputs)})
+        if self._request is None:
+            self._begin()
+        shape = inputs["input_ids"].shape
+        given = {name: inputs[name].numpy() if name in inputs else np.zeros(shape, np.int64) for name in self._inputs}
+        request, self._request = self._request, None  # until it has done well
+        found = request.infer(given, share_inputs=True, share_outputs=True)
+        copies = {}
+        for place, name in enumerate(self.outputs):
+            array = found[place]
+            misses = len(array) != shape[0] or (array.ndim > 2 and array.shape[1] != shape[1])
+            if misses or np.isnan(array).all():
+                raise MemoryError(f"OpenVINO gave no numbers for inputs of {tuple(shape)}")
+            copies[name] = torch.from_numpy(array.copy())
+            array.fill(np.nan)
+        self._request = request
+        return SimpleNamespace(**copies)
 
 
 class _Plain(nn.Module):
@@ -69,19 +89,25 @@ class _Plain(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
-def converted(module: nn.Module, auto_class: str, dtype: str, threads: int) -> OpenVinoModule:
-    """The module of a transformers class as a graph in that number format, on so many threads; it is in float32.
+def converted(load: Callable[[], nn.Module], auto_class: str, dtype: str, threads: int) -> OpenVinoModule:
+    """The module of a transformers class as a graph in that number format, on so many threads.
 
+    `load` gives the module in float32; it is asked again where a graph failed, so that no weights are kept twice.
     Raises ModelError where it cannot be converted, or the graph says otherwise than the module.
     """
-    outputs = OUTPUTS[auto_class]
-    plain = _Plain(module, outputs).eval()
+    module = load()
+    made = _checked(module, auto_class, dtype, threads)
+    made._compile = lambda: _compiled(_graph_of(load(), auto_class), dtype, threads)
+    return made
+
+
+def _checked(module: nn.Module, auto_class: str, dtype: str, threads: int) -> OpenVinoModule:
     advice = "set `engine: torch`"
     try:
-        with torch.inference_mode():
-            graph = _graph(plain, _texts(module, *_EXAMPLE))
-        made = OpenVinoModule(_compiled(graph, dtype, threads), outputs, getattr(module, "config", None))
-        off = _off(made, plain, _texts(module, *_TRIED))
+        graph = _graph_of(module, auto_class)
+        config = getattr(module, "config", None)
+        made = OpenVinoModule(lambda: _compiled(graph, dtype, threads), OUTPUTS[auto_class], config)
+        off = _off(made, _Plain(module, OUTPUTS[auto_class]).eval(), _texts(module, *_TRIED))
     except Exception as fault:
         gist = (str(fault).strip().splitlines() or ["no message"])[0]
         raise ModelError(
@@ -93,6 +119,11 @@ def converted(module: nn.Module, auto_class: str, dtype: str, threads: int) -> O
             f"length off, and {dtype} may be {_MOST_OFF[dtype]:g}; {advice}"
         )
     return made
+
+
+def _graph_of(module: nn.Module, auto_class: str) -> Any:
+    with torch.inference_mode():
+        return _graph(_Plain(module, OUTPUTS[auto_class]).eval(), _texts(module, *_EXAMPLE))
 
 
 def _texts(module: Any, texts: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -143,7 +174,7 @@ def _off(made: OpenVinoModule, plain: nn.Module, texts: Mapping[str, torch.Tenso
         wanted_by_output = plain(**texts)
     found = made(**texts)
     most = 0.0
-    for name, wanted in zip(made._outputs, wanted_by_output, strict=True):
+    for name, wanted in zip(made.outputs, wanted_by_output, strict=True):
         is_of_tokens = wanted.shape[:2] == texts["input_ids"].shape
         real = texts["attention_mask"].bool() if is_of_tokens else torch.ones(len(wanted), dtype=torch.bool)
         difference = (getattr(found, name) - wanted.float())[real]

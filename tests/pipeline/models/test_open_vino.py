@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
 from pipeline.models import open_vino
@@ -70,6 +72,52 @@ def test_what_it_said_of_one_micro_batch_is_not_written_over_by_the_next(make_en
     module(input_ids=torch.tensor([[2, 30, 31, 3]]), **shape)
     assert first.dtype == torch.float32
     assert torch.equal(first, kept)
+
+
+class _Full:
+    """A graph that runs out of memory as OpenVINO does: it says nothing, and leaves what was there."""
+
+    def __init__(self, most: int) -> None:
+        self.inputs = [self]
+        self.most = most
+        self.held = np.zeros((1, 1, 2), np.float32)
+        self.broken = False
+
+    def get_any_name(self) -> str:
+        return "input_ids"
+
+    def create_infer_request(self) -> "_Full":
+        return self
+
+    def infer(self, given: dict[str, np.ndarray], **_: bool) -> list[np.ndarray]:
+        ids_BL = given["input_ids"]
+        self.broken = self.broken or ids_BL.size > self.most
+        if self.broken:
+            return [self.held]
+        if self.held.shape[:2] != ids_BL.shape:
+            self.held = np.empty((*ids_BL.shape, 2), np.float32)
+        self.held[:] = ids_BL[..., None]
+        return [self.held]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), max_size=12))
+def test_numbers_of_the_texts_before_are_never_taken_for_those_of_the_next(shapes: list[tuple[int, int]]) -> None:
+    made: list[_Full] = []
+
+    def compile_graph() -> _Full:
+        made.append(_Full(9))
+        return made[-1]
+
+    module, failed = open_vino.OpenVinoModule(compile_graph, ["last_hidden_state"], None), 0
+    for number, shape in enumerate(shapes):
+        ids_BL = torch.full(shape, number)
+        if ids_BL.numel() > 9:
+            failed += 1
+            with pytest.raises(MemoryError, match="OpenVINO gave no numbers"):
+                module(input_ids=ids_BL)
+        else:
+            assert torch.equal(module(input_ids=ids_BL).last_hidden_state, ids_BL[..., None].expand(*shape, 2).float())
+    assert len(made) <= 1 + failed
 
 
 def test_a_graph_that_says_otherwise_is_refused(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,8 @@ def finished(summary: Mapping[str, Any]) -> RenderableType:
             before = f"{summary['units_skipped']:,} were committed before"
             told.append(("units", f"{summary['units_done']:,} now, {before}"))
         told.append(("speed", speed(summary)))
+        annotations: Mapping[str, Any] = summary.get("annotations", {})
+        told += [("engine", f"{name}: {trial(each)}") for name, each in annotations.items() if each.get("tried")]
     told.append(("output", f"{output}/data"))
     if summary["rows_quarantined"] or summary["units_quarantined"]:
         told.append(("set aside", f"{output}/quarantine: each row with the reason"))
@@ -117,6 +119,16 @@ def speed(summary: Mapping[str, Any]) -> str:
     if summary.get("tokens"):
         told.append(f"{summary['padding_tokens'] / (summary['tokens'] + summary['padding_tokens']):.0%} padding")
     return ", ".join([*told, f"{duration(summary['seconds'])} in all"])
+
+
+def trial(annotation: Mapping[str, Any]) -> str:
+    """`openvino by 4,096 tokens, after a trial (torch by 2,048: 7,021 tokens/s, openvino by 2,048: failed, …)`."""
+    tried = [
+        f"{each['engine']} by {each['token_budget']:,}: "
+        + ("failed" if each["tokens_per_second"] is None else f"{each['tokens_per_second']:,.0f} tokens/s")
+        for each in annotation["tried"]
+    ]
+    return f"{annotation['engine']} by {annotation['token_budget']:,} tokens, after a trial ({', '.join(tried)})"
 
 
 def planned(plan: Mapping[str, Any]) -> RenderableType:

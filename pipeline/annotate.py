@@ -7,7 +7,7 @@ job -> models pinned -> plan (the old one, where this output has one) -> units w
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ from pipeline.planning import (
     read_plan,
     specs,
     tasks_of,
+    trials,
     with_gold_of,
 )
 from pipeline.progress import Watcher
 from pipeline.repeats import Cache, Repeats
 from pipeline.stages import Order, Work
-from pipeline.summary import Pace, Quarantine, Tally, over_limit
+from pipeline.summary import Pace, Quarantine, Tally, lowered_budgets, over_limit
+from pipeline.trial import decided, try_out
 from pipeline.workers import Cluster, Pools
 
 OVER_LIMIT = 3
@@ -81,7 +83,8 @@ class Run:
                 "run_id": self.run_id,
                 "corpusmill": self.plan.corpusmill,
                 "models": {
-                    name: {"ref": pin.ref, "digest": pin.digest, "dtype": pin.dtype} for name, pin in pins.items()
+                    name: {"ref": pin.ref, "digest": pin.digest, "engine": pin.engine, "dtype": pin.dtype}
+                    for name, pin in pins.items()
                 },
                 "annotations": self.plan.job["annotations"],
             },
@@ -185,6 +188,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         _check_limit(run, tally)
         watcher.phase(f"starting Ray and {actors} actors")
         with cluster.connected():
+            _choose_engines(run, orders, watcher)
             watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
                 tally.came(receipt, run.receipts.get(receipt.unit), time.monotonic(), told)
@@ -206,6 +210,27 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
             f"{run.job.limits.max_quarantined}; with a higher one the same command goes on"
         )
     return tally
+
+
+def _choose_engines(run: Run, orders: list[Order], watcher: Watcher) -> None:
+    """Try out what the plan leaves to a trial, and pin what it says before anything is computed.
+
+    A trial that fails leaves torch: it ends no run.
+    """
+    for names in trials(run.job, run.models, run.plan):
+        from pipeline.stream import on_a_worker
+
+        watcher.phase(f"trying engines for {', '.join(names)}")
+        pool = next(each.pool for each in run.job.annotations if each.name == names[0])
+        units = sorted((order.unit for order in orders), key=lambda unit: -unit.rows)  # the first ones are small
+        try:
+            tried = on_a_worker(try_out, run.work(), units, names, like=run.pools[pool])
+        except RunError as error:
+            tried = ()
+            run.notes.append(f"annotation '{names[0]}': the trial of engines failed, so torch computes it: {error}")
+            watcher.note(run.notes[-1])
+        run.plan = replace(run.plan, annotations=decided(run.plan.annotations, names, tried))
+        planfile.save(run.store, run.plan)
 
 
 class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module
@@ -252,6 +277,13 @@ def finish(run: Run, tally: Tally, skipped: int, watcher: Watcher) -> Outcome:
         manifest["metrics"] = {name: each.to_json() for name, each in metrics.items()}
     if complete:
         manifests.save(run.store, manifest)
+    for name, (tokens, units) in lowered_budgets(run.receipts.values(), run.plan).items():
+        planned = run.plan.annotations[name].token_budget
+        run.notes.append(
+            f"annotation '{name}': memory ran out, so micro-batches of {units} of {len(run.plan.units)} units had "
+            f"{tokens:,} tokens at most instead of {planned:,}; their receipts tell"
+        )
+        watcher.note(run.notes[-1])
     over = over_limit(run.job.limits, run.receipts.values(), run.plan)
     if not complete and not (over and run.job.limits.stop_early):
         missing = sum(unit.id not in run.receipts for unit in run.plan.units)
@@ -299,10 +331,12 @@ def _summary(run: Run, tally: Tally, skipped: int, metrics: Mapping[str, Measure
                 "digest": pin.digest,
                 "engine": pin.engine,
                 "dtype": pin.dtype,
+                "token_budget": pin.token_budget,
                 "tokens": tally.tokens_by_annotation.get(name, 0),
                 "repeated": tally.repeated_by_annotation.get(name, 0),
                 "model_seconds": round(tally.seconds_by_annotation.get(name, 0.0), 3),
             }
+            | ({"tried": [asdict(each) for each in pin.tried]} if pin.tried else {})
             | ({"metrics": metrics[name].to_json()["figures"]} if name in metrics else {})
             for name, pin in run.plan.annotations.items()
         },

@@ -12,23 +12,25 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import tasks
+from pipeline.batching import TokenBudget
 from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import compile_inputs
 from pipeline.models.device import may_pack
+from pipeline.models.engines import TORCH
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem
 from pipeline.repeats import Cache, Repeats, salt
 from pipeline.survive import annotate_surviving
-from pipeline.tasks.base import Annotation, AnnotationSettings, Task
+from pipeline.tasks.base import Annotation, AnnotationSettings, Task, Texts
 from pipeline.text.travel import packed, unpacked
 from pipeline.unit_texts import Rendered, Running, UnitTexts, of_all
 
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
 
-_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model"})
+_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model", "engine"})
 """Options that change nothing of what is said of a text, or that the pinned model stands for."""
 
 _DECISIVE = ("digest", "engine", "dtype", "device")
@@ -63,7 +65,7 @@ class AnnotationSpec:
         model = self.model
         if self.code is not None or model is None:
             return self.code is None
-        if model.allow_remote_code or model.gguf_file is not None:
+        if model.allow_remote_code or model.gguf_file is not None or self.pinned.engine != TORCH:
             return False
         return may_pack(self._kind().needs, model.config)
 
@@ -98,6 +100,7 @@ class Annotations:
     tokens_by_annotation: dict[str, int] = field(default_factory=dict)
     seconds_by_annotation: dict[str, float] = field(default_factory=dict)  # in models
     repeated_by_annotation: dict[str, int] = field(default_factory=dict)  # texts of which it was known already
+    lowered_budget: dict[str, int] = field(default_factory=dict)  # where memory ran out: padded tokens of a micro-batch
 
 
 def columns_of(task: Task) -> list[pa.Field]:
@@ -129,6 +132,7 @@ class Annotator:
         JobError for a cache that cannot be used.
         """
         self._repeats = repeats
+        self._budgets: dict[str, TokenBudget] = {}  # by annotation, of its model
         self._cache = None if repeats.cache is None else Cache(repeats.cache)
         elsewhere = {spec.name: spec.added for spec in specs if only is not None and spec not in only}
         # Tasks read the model's folder when they are made, and the driver's may be on another node.
@@ -158,10 +162,19 @@ class Annotator:
                 # A module of the task's own is nobody else's.
                 own = (spec.name,) if module is not None else ()
                 pinned = spec.pinned
-                key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget, *own)
+                key = (
+                    spec.model.digest,
+                    task.needs,
+                    pinned.engine,
+                    pinned.dtype,
+                    pinned.device,
+                    pinned.token_budget,
+                    *own,
+                )
                 if key not in held:
                     held[key] = self._loaded(spec, task.needs, module)
                 task.start(held[key])
+                self._budgets[spec.name] = held[key].budget
             except CorpusmillError:
                 raise
             except Exception as error:  # a user's own code may raise anything
@@ -190,7 +203,17 @@ class Annotator:
             return load_own(module, spec.model, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
         from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
 
-        return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
+        engine = pinned.engine or TORCH
+        return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget, engine)
+
+    def texts(self, table: pa.Table, leave_out: Collection[int] = ()) -> list[tuple[Task, Texts]]:
+        """What each annotation reads of the N rows of `table`; none of one that reads what another adds."""
+        unit = UnitTexts(table, self._added, leave_out, None, False, self._repeats.once)
+        return [
+            (task, unit.texts(task, unit.rendered(task, reads)))
+            for task, reads in zip(self._tasks, self._reads, strict=True)
+            if not reads.after
+        ]
 
     def tokenise(self, table: pa.Table, leave_out: Collection[int] = ()) -> pa.Table:
         """Tokens of the N rows of `table`, for the `annotate` of another process; it has the tokenizers.
@@ -229,6 +252,10 @@ class Annotator:
         for spec, task, reads in zip(self._specs, self._tasks, self._reads, strict=True):
             cache = self._cache if spec.model is not None else None
             _annotate_one(spec, task, unit.rendered(task, reads), unit, found, cache)
+        lowered = {id(budget): budget.told() for budget in self._budgets.values()}  # several may share one
+        for name, budget in self._budgets.items():
+            if (tokens_at_once := lowered[id(budget)]) is not None:
+                found.lowered_budget[name] = tokens_at_once
         return found
 
 

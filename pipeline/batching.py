@@ -9,9 +9,42 @@ same numbers in the same order.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(slots=True)
+class TokenBudget:
+    """The token budget of one model in one actor: as planned, until memory ran out; what was lowered stays so."""
+
+    planned: int  # padded tokens of one micro-batch
+    in_force: int = field(init=False)
+    _least: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.planned > 0
+        self.in_force = self._least = self.planned
+
+    def lower(self, tokens: int) -> None:
+        """From now on at most so many, at least 1."""
+        self.in_force = max(1, min(self.in_force, tokens))
+        self.met(self.in_force)
+
+    def met(self, tokens: int) -> None:
+        """Some micro-batches had to be of so many."""
+        self._least = max(1, min(self._least, tokens))
+
+    def told(self) -> int | None:
+        """The fewest since this was asked last; None where all was as planned."""
+        least, self._least = self._least, self.in_force
+        return least if least < self.planned else None
+
+
+def in_force(token_budget: int | TokenBudget) -> int:
+    """Padded tokens of a micro-batch now."""
+    return token_budget if isinstance(token_budget, int) else token_budget.in_force
 
 
 def micro_batches(

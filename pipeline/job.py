@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from pipeline import tasks
 from pipeline.corpus.source import CorpusSettings
 from pipeline.errors import JobError
+from pipeline.models.engines import AUTO
 from pipeline.settings import Settings
 from pipeline.tasks.base import AnnotationSettings
 
@@ -64,8 +65,9 @@ def _code_sha256(task: str) -> str:
 
 
 def _pinned(annotation: AnnotationSettings) -> dict[str, Any]:
-    """All options; gold only where there is one, as it decides nothing that is computed."""
-    return annotation.model_dump(mode="json", exclude={"gold"} if annotation.gold is None else None)
+    """All options; gold and engine only where the job names them: plans from before they were there hold neither."""
+    unnamed = {"gold": annotation.gold is None, "engine": annotation.engine == AUTO}
+    return annotation.model_dump(mode="json", exclude={name for name, left_out in unnamed.items() if left_out})
 
 
 class RepeatSettings(Settings):

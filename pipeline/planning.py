@@ -4,7 +4,7 @@ Everything that can be wrong with a job is found here, before anything is comput
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.annotator import AnnotationSpec, columns_of
 from pipeline.corpus.filter import parse_filter
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.listing import file_system
-from pipeline.corpus.plan import UnitBounds, plan_units
+from pipeline.corpus.plan import Fragment, UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, CorpusSettings, list_files, open_corpus
@@ -26,12 +26,19 @@ from pipeline.gold import gold_columns, golds_of
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
 from pipeline.models.device import default_budget, may_pack, resolve_dtype
+from pipeline.models.engines import AUTO, resolve_engine
+from pipeline.models.inspection import DEFAULT_WINDOW_TOKENS
 from pipeline.models.reference import ModelSettings, PinnedModel, at_commit, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
 from pipeline.tasks.base import AnnotationSettings, Task
+from pipeline.tasks.window import WindowTask
+from pipeline.trial import Expected, group, may_choose, repays
 from pipeline.workers import Cluster, Device, Pools, Workers, section
+
+_BYTES_OF_A_TOKEN = 4
+"""Of a row, uncompressed: at most so many tokens are in it, as not all columns are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,7 @@ def new_plan(job: AnnotateJob, models: Models, pools: Pools) -> tuple[Plan, tupl
     check_columns(job, tasks, corpus.schema)
     kept, pruned, selection = rows_wanted(job.corpus, corpus)
     units = plan_units(corpus.fragments, kept, selection, _bounds(pools))
+    pins = _to_be_tried(tasks, pins, pools, corpus.fragments, sum(unit.rows for unit in units))
     plan = Plan(
         version=PLAN_VERSION,
         corpusmill=version("corpusmill"),
@@ -154,16 +162,60 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
     wanted = task.config.dtype
     if wanted == "auto" and task.auto_dtype is not None:
         wanted = task.auto_dtype
+    dtype = resolve_dtype(wanted, workers.device)
     return PinnedAnnotation(
         ref=model.ref,
         revision=model.revision,
         digest=model.digest,
-        engine="torch",
-        dtype=resolve_dtype(wanted, workers.device),
+        engine=resolve_engine(task, workers.device, dtype),
+        dtype=dtype,
         device=workers.device,
         threads=workers.threads,
         token_budget=default_budget(workers.device, may_pack(task.needs, model.config)),
     )
+
+
+def _to_be_tried(
+    tasks: Sequence[Task],
+    pins: Mapping[str, PinnedAnnotation],
+    pools: Pools,
+    fragments: Sequence[Fragment],
+    rows: int,
+) -> dict[str, PinnedAnnotation]:
+    """The pins, engine auto where a trial before the first unit repays itself for one of those that compute alike."""
+    chosen = set()
+    groups = [group for fragment in fragments for group in fragment.row_groups]
+    bytes_of_a_row = sum(each.bytes for each in groups) / max(1, sum(each.rows for each in groups))
+    for task in tasks:
+        pin, workers = pins[task.config.name], pools[task.config.pool]
+        if not may_choose(task, pin):
+            continue
+        assert task.model is not None
+        window = task.window_tokens if isinstance(task, WindowTask) else DEFAULT_WINDOW_TOKENS
+        expected = Expected(
+            rows=rows,
+            tokens_of_a_row=min(window, bytes_of_a_row / _BYTES_OF_A_TOKEN),
+            weights_bytes=task.model.weights_bytes,
+            threads=workers.threads,
+            actors=workers.actors,
+        )
+        if repays(expected):
+            chosen.add(group(task, pin))
+    by_name = {task.config.name: task for task in tasks}
+
+    def waits(name: str, pin: PinnedAnnotation) -> bool:
+        return may_choose(by_name[name], pin) and group(by_name[name], pin) in chosen
+
+    return {name: replace(pin, engine=AUTO) if waits(name, pin) else pin for name, pin in pins.items()}
+
+
+def trials(job: AnnotateJob, models: Models, plan: Plan) -> list[list[str]]:
+    """The annotations that wait for a trial, together those that compute alike."""
+    found: dict[Hashable, list[str]] = {}
+    for task in tasks_of(job, models):
+        if (pin := plan.annotations[task.config.name]).engine == AUTO:
+            found.setdefault(group(task, pin), []).append(task.config.name)
+    return list(found.values())
 
 
 def rows_wanted(

@@ -272,6 +272,7 @@ def _answer(envelope: Envelope, found: Annotations, problems: list[Problem]) -> 
         "tokens_by_annotation": before.get("tokens_by_annotation", {}) | found.tokens_by_annotation,
         "seconds_by_annotation": before.get("seconds_by_annotation", {}) | found.seconds_by_annotation,
         "repeated_by_annotation": before.get("repeated_by_annotation", {}) | found.repeated_by_annotation,
+        "lowered_budget": before.get("lowered_budget", {}) | found.lowered_budget,
     }
     new = pa.table(found.columns)
     added = new if envelope.added is None else with_columns(envelope.added, new)
@@ -348,7 +349,7 @@ def _unit_commit(envelope: Envelope, previous: Receipt | None, work: Work) -> Un
         tokens=told["tokens"],
         padding_tokens=told["padding_tokens"],
         tokens_by_annotation=told["tokens_by_annotation"],
-        token_budget=work.token_budget,
+        token_budget={**work.token_budget, **told["lowered_budget"]},
         seconds=told["seconds"],
         footer=work.footer,
         spans=None if told["spans"] is None else tuple((file, first, count) for file, first, count in told["spans"]),

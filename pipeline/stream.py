@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -24,6 +24,9 @@ from ray.data.block import BlockMetadata
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.stages import AnnotateStage, Order, Work, commit, read
+from pipeline.workers import Workers
+
+Answer = TypeVar("Answer")
 
 TASK_CPUS = 0.25
 """CPUs asked for one read or commit task: they wait for the disk more than they compute."""
@@ -151,6 +154,29 @@ def stream_with_suspects(orders: Sequence[Order], work: Work) -> Iterator[dict[s
     one_each = {pool: replace(workers, actors=1) for pool, workers in work.pools.items()}
     for order in suspects:
         yield from stream([order], replace(work, alone=True, pools=one_each))
+
+
+def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> Answer:
+    """What the function answers in a process of its own, with an actor's share of a node. Ray must run already.
+
+    Raises RunError where the process dies or the function raises: both once are enough.
+    """
+    task = ray.remote(
+        num_cpus=like.cpus_per_actor,
+        num_gpus=like.gpus_per_actor or None,
+        memory=like.memory_bytes or 0,
+        max_retries=0,
+        max_calls=1,
+    )(_called)
+    try:
+        answer: Answer = ray.get(task.remote(compute, *given))
+    except ray.exceptions.RayError as error:
+        raise RunError(str(error).strip().splitlines()[-1]) from error
+    return answer
+
+
+def _called(compute: Callable[..., Answer], *given: Any) -> Answer:
+    return compute(*given)
 
 
 def each_unit(

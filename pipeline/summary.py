@@ -106,6 +106,17 @@ def _rows_expected(known: Iterable[Fragment], unreadable: Iterable[Fragment]) ->
     return [max(1, round(fragment.size * rows / size)) if size else 1 for fragment in unreadable]
 
 
+def lowered_budgets(receipts: Iterable[Receipt], plan: Plan) -> dict[str, tuple[int, int]]:
+    """Where memory ran out: the fewest padded tokens of a micro-batch, and of how many units, by annotation."""
+    found: dict[str, tuple[int, int]] = {}
+    for receipt in receipts:
+        for name, tokens in receipt.token_budget.items():
+            if tokens < plan.annotations[name].token_budget:
+                least, units = found.get(name, (tokens, 0))
+                found[name] = (min(least, tokens), units + 1)
+    return found
+
+
 @dataclass(slots=True)
 class Tally:
     """Receipts as they come in: of earlier runs, then of this one."""

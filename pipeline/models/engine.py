@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.batching import micro_batches, padding
+from pipeline.batching import TokenBudget, micro_batches, padding
 from pipeline.errors import RunError
 from pipeline.models.rows import PackedRows, brought
 from pipeline.quarantine import Failure, Reason
@@ -32,7 +32,13 @@ AboutToRun = Callable[[Sequence[int]], None]
 AHEAD = 3
 """Micro-batches that a GPU has before it while the processor makes the next one."""
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",  # OpenVINO
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +122,17 @@ def run_batches(
     lengths_P: npt.NDArray[np.integer],
     compute: Compute[Found],
     *,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     device: Device,
     packed: bool = False,
+    passes: int = 1,
     about_to_run: AboutToRun | None = None,
 ) -> Ran[Found]:
-    """Cut P pieces of these lengths into micro-batches and compute each.
+    """Cut P pieces of these lengths into micro-batches of `passes` times the budget, and compute each.
 
-    A micro-batch that fails is halved until the piece at fault stands alone; it never raises for one piece. It raises
-    RunError for what breaks the device for good.
+    Where memory ran out, a `TokenBudget` is lower from then on; a plain number is this call's alone. A micro-batch that
+    fails is halved until the piece at fault stands alone; it never raises for one piece. It raises RunError for what
+    breaks the device for good.
     """
     found_P: list[Found | None] = [None] * len(lengths_P)
 
@@ -132,7 +140,7 @@ def run_batches(
         for piece, found in zip(batch, found_B, strict=True):
             found_P[piece] = found
 
-    loop = _Loop(lengths_P, token_budget, compute, keep, device, packed, about_to_run)
+    loop = _Loop(lengths_P, token_budget, compute, keep, device, packed, about_to_run, passes)
     loop.run()
     return Ran(found_P, loop.failures, loop.tokens, loop.padding_tokens, loop.seconds)
 
@@ -143,19 +151,22 @@ class _Loop(Generic[Found]):
     def __init__(
         self,
         lengths_P: npt.NDArray[np.integer],
-        token_budget: int,
+        token_budget: int | TokenBudget,
         compute: Compute[Found],
         keep: Callable[[npt.NDArray[np.intp], Sequence[Found]], None],
         device: Device,
         packed: bool,
         about_to_run: AboutToRun | None,
+        passes: int = 1,
     ) -> None:
-        batches = micro_batches(lengths_P, token_budget, packed)
+        self._budget = TokenBudget(token_budget) if isinstance(token_budget, int) else token_budget
+        batches = micro_batches(lengths_P, passes * self._budget.in_force, packed)
         self.tokens, self.padding_tokens = int(lengths_P.sum()), 0 if packed else padding(lengths_P, batches)
         self.seconds = 0.0
         self.failures: dict[int, Failure] = {}
         self._lengths_P = lengths_P
-        self._most_tokens = self._at_first = 2 * token_budget if packed else token_budget
+        self._of_budget = 2 * passes if packed else passes  # so many times as much is a micro-batch at most
+        self._most_tokens = self._at_first = self._of_budget * self._budget.in_force
         self._compute, self._keep, self._device, self._about_to_run = compute, keep, device, about_to_run
         self._ahead = AHEAD if about_to_run is None else 1  # who listens wants to know what killed the process
         self._waiting = batches[::-1]
@@ -170,6 +181,8 @@ class _Loop(Generic[Found]):
                     self._begin(self._waiting.pop())
                 else:
                     self._end()
+        if self._most_tokens < self._at_first:
+            self._budget.lower(self._most_tokens // self._of_budget)
         self.seconds = time.perf_counter() - began
 
     def _begin(self, batch: npt.NDArray[np.intp]) -> None:
@@ -219,6 +232,7 @@ class _Loop(Generic[Found]):
         if memory:  # the others need as much
             tokens = len(batch) * int(self._lengths_P[batch].max())
             self._most_tokens = min(self._most_tokens, max(1, tokens // 2))
+            self._budget.met(self._most_tokens // self._of_budget)
         self._halve(batch)
 
     def _halve(self, batch: npt.NDArray[np.intp]) -> None:
@@ -230,7 +244,7 @@ def run_pieces(
     ids_P: Sequence[Ids],
     compute: Callable[[Padded], Sequence[Found]],
     *,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     pad_id: int,
     device: Device,
     types_P: Sequence[Ids] | None = None,
@@ -256,7 +270,7 @@ def forward_pieces(
     forward: Callable[[Padded], torch.Tensor],
     *,
     width: int,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     pad_id: int,
     device: Device,
     types_P: Sequence[Ids] | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.batching import TokenBudget
 from pipeline.models.classes import InferenceHead
 from pipeline.models.engine import as_numpy, not_finite, pad, run_batches
 from pipeline.models.heads import logits
@@ -46,7 +47,7 @@ def judge(
     statements_L: Sequence[Tokens],
     *,
     classes: int,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     pad_id: int,
     device: Device,
     about_to_run: Callable[[Sequence[int]], None] | None = None,

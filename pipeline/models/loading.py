@@ -1,23 +1,26 @@
 """Weights become a model in memory: safetensors to torch, with its tokenizer, on its device, in its number format.
 
-    load(pinned, "AutoModel", dtype="bfloat16", device="cpu", threads=1, token_budget=2048) ->
+    load(pinned, "AutoModel", dtype="bfloat16", device="cpu", threads=1, token_budget=2048, engine="torch") ->
         LoadedModel(pinned=…, module=BertModel(…), tokenizer=BertTokenizer(…), device="cpu", dtype="bfloat16", …)
 
 The files are those of the pinned digest on the node of this process. Every fault is a ModelError of one line.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from pipeline.batching import TokenBudget
 from pipeline.errors import ModelError
 from pipeline.models import gguf
 from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention
 from pipeline.models.device import WRITING, settle
+from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
 from pipeline.models.linears import prepare_linears
 from pipeline.models.quietly import quietly
@@ -40,13 +43,23 @@ class LoadedModel:
     """A model that is ready to compute."""
 
     pinned: PinnedModel
-    module: Any  # torch.nn.Module
+    module: Any  # torch.nn.Module, or what another engine made of it, which is called like it
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     device: Device
     dtype: str  # never "auto"
     threads: int
     token_budget: int  # padded tokens of one micro-batch
     packed: bool = False  # it computes the real tokens alone, where a micro-batch tells it which they are
+    engine: str = TORCH  # never "auto"
+    budget: TokenBudget = field(init=False)  # the same, lowered where memory ran out
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", TokenBudget(self.token_budget))
+
+    @property
+    def computes(self) -> Hashable:
+        """How it computes: annotations that share a forward pass of a model agree in it."""
+        return (self.engine, self.dtype, self.token_budget)
 
     @property
     def pad_id(self) -> int:
@@ -57,16 +70,24 @@ class LoadedModel:
 
 
 def load(
-    pinned: PinnedModel, auto_class: str, dtype: str, device: Device, threads: int, token_budget: int
+    pinned: PinnedModel,
+    auto_class: str,
+    dtype: str,
+    device: Device,
+    threads: int,
+    token_budget: int,
+    engine: str = TORCH,
 ) -> LoadedModel:
-    """Load the model as the transformers class that the task needs, and its tokenizer; torch gets its threads.
+    """Load the model as the transformers class that the task needs, and its tokenizer; the engine gets its threads.
 
     A model whose folder is on another node is brought to this one first. Raises ModelError: no files of the pinned
     digest here; weights that the class needs are missing or of another shape; a kind of model that the class does not
-    know; a tokenizer that cannot be built; anything else that transformers refuses.
+    know; a tokenizer that cannot be built; one that the engine cannot compute; anything else that transformers refuses.
     """
     settle(device, threads)
     pinned = on_this_node(pinned)
+    if engine == OPENVINO:
+        return _load_openvino(pinned, auto_class, dtype, threads, token_budget)
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
     read_first_token(module)
@@ -83,6 +104,25 @@ def load(
     except Exception as fault:
         raise ModelError(f"model {pinned.ref!r} cannot be moved to {device}: {_one_line(fault)}") from fault
     return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget, packed)
+
+
+def _load_openvino(pinned: PinnedModel, auto_class: str, dtype: str, threads: int, token_budget: int) -> LoadedModel:
+    from pipeline.models.open_vino import converted
+
+    def module() -> Any:
+        with quietly():
+            found = _module(pinned, auto_class, torch.float32)  # the graph has its own number format
+        read_first_token(found)
+        return found
+
+    tokenizer = prepared_tokenizer(pinned, threads)
+    try:
+        with quietly():
+            made = converted(module, auto_class, dtype, threads)
+    except ModelError as fault:
+        told = str(fault) if repr(pinned.ref) in str(fault) else f"model {pinned.ref!r}: {fault}"
+        raise ModelError(told) from fault.__cause__
+    return LoadedModel(pinned, made, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO)
 
 
 def pack(module: Any) -> bool:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from pipeline.batching import TokenBudget
 from pipeline.models.engine import Padded, Ran, as_numpy, not_finite, pad, run_batches
 from pipeline.text.tokens import Ids
 from pipeline.workers import Device
@@ -24,9 +25,10 @@ _LOGITS = 2**28  # of one pass: 1 GiB in float32
 _CHUNK_LOGITS = 2**25  # in float32 at once
 
 
-def tokens_at_once(module: Any, token_budget: int) -> int:
-    """Padded tokens of one pass whose logits a machine should hold; at most the budget."""
-    return max(1, min(token_budget, _LOGITS // max(1, _vocabulary(module))))
+def tokens_at_once(module: Any, budget: TokenBudget) -> TokenBudget | int:
+    """Padded tokens of one pass whose logits a machine should hold: the budget, or less."""
+    most = max(1, _LOGITS // max(1, _vocabulary(module)))
+    return budget if budget.in_force <= most else most
 
 
 def causal_losses(module: Any, padded: Padded) -> list[Losses]:
@@ -52,7 +54,7 @@ def masked_losses(
     places_P2: npt.NDArray[np.integer],
     *,
     mask_id: int,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     pad_id: int,
     device: Device,
     types_P: Sequence[Ids] | None = None,

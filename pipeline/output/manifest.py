@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import OutputError
 from pipeline.output import epoch
 from pipeline.output.layout import MANIFEST, PLAN
-from pipeline.output.planfile import Plan
+from pipeline.output.planfile import PinnedAnnotation, Plan
 from pipeline.output.receipts import Receipt, totals
 from pipeline.output.sealed import BrokenSealError, seal, unseal
 from pipeline.output.storage import Store
@@ -43,7 +43,7 @@ def build(store: Store, plan: Plan, receipts: Mapping[str, Receipt]) -> dict[str
                 for each in plan.fragments
             ],
         },
-        "models": {name: asdict(pinned) for name, pinned in plan.annotations.items()},
+        "models": {name: _model(pinned) for name, pinned in plan.annotations.items()},
         "versions": {"python": platform.python_version(), **_versions()},
         "totals": dict(totals(receipts)),
         "files": files_of(receipts),
@@ -79,6 +79,13 @@ def load(store: Store) -> dict[str, Any] | None:
         raise OutputError(
             f"{MANIFEST} in {store.root}: {error}; restore it, or run the same command to have it written again"
         ) from error
+
+
+def _model(pinned: PinnedAnnotation) -> dict[str, Any]:
+    """What decided an annotation's values; a trial only where there was one."""
+    tried = [asdict(each) for each in pinned.tried]
+    value = asdict(pinned) | {"tried": tried}
+    return value if tried else {name: each for name, each in value.items() if name != "tried"}
 
 
 def _versions() -> dict[str, str]:

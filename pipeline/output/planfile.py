@@ -28,17 +28,27 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """What a trial found of one way to compute an annotation."""
+
+    engine: str
+    token_budget: int
+    tokens_per_second: float | None  # of one worker, in the model; None: it could not
+
+
+@dataclass(frozen=True, slots=True)
 class PinnedAnnotation:
     """What decides the values of one annotation besides its options."""
 
     ref: str | None  # None: the task needs no model
     revision: str | None
     digest: str | None
-    engine: str | None
+    engine: str | None  # auto: a trial is still to come
     dtype: str | None  # what `auto` became
     device: Device
     threads: int
     token_budget: int  # padded tokens of one micro-batch
+    tried: tuple[Tried, ...] = ()  # in a trial, which chose engine and token budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +148,7 @@ def from_bytes(data: bytes) -> Plan:
             schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["schema"]))),
             partition=tuple(value["partition"]),
             identity_carried=value["identity_carried"],
-            annotations={name: PinnedAnnotation(**pinned) for name, pinned in value["annotations"].items()},
+            annotations={name: _pinned(pinned) for name, pinned in value["annotations"].items()},
             fragments=tuple(map(_fragment, value["fragments"])),
             units=tuple(
                 Unit(name, folder, tuple(_span(row) for row in spans)) for name, folder, spans in value["units"]
@@ -147,6 +157,11 @@ def from_bytes(data: bytes) -> Plan:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenSealError(f"it is sealed but no plan of version {VERSION}: {error!r}") from error
+
+
+def _pinned(value: Mapping[str, Any]) -> PinnedAnnotation:
+    """Plans from before there were trials tell of none."""
+    return PinnedAnnotation(**{**value, "tried": tuple(Tried(**each) for each in value.get("tried", ()))})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -57,6 +57,7 @@ class Answer(TokenTask):
 
     needs = "AutoModelForQuestionAnswering"
     reads_offsets = True
+    only_calls = True
     cut = "second"
     text_stands = "second"
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from pipeline.models.engines import Engine
 from pipeline.models.reference import ModelSettings, PinnedModel
 from pipeline.quarantine import Failure
 from pipeline.settings import Settings
@@ -94,6 +95,10 @@ class AnnotationSettings(Settings):
 
     dtype: DType = "auto"
     """Number format of the weights and the arithmetic; auto: bfloat16 where the hardware has it."""
+
+    engine: Engine = "auto"
+    """What computes the model: torch, or openvino (encoders on CPUs, `pip install 'corpusmill[openvino]'`); auto: the
+    faster one of a trial before a large run, else torch."""
 
     max_tokens: int | None = Field(default=None, ge=3, le=1_000_000)
     """Tokens of one window, special tokens included; default: the model's own."""
@@ -205,6 +210,9 @@ class Task(ABC):
 
     auto_dtype: str | None = None
     """What `dtype: auto` means for this task; None: the fastest that the device computes in."""
+
+    only_calls: bool = False
+    """Whether it asks nothing of its model but to be called with a micro-batch's inputs, as other engines can be."""
 
     reads_offsets: bool = False
     """Whether it asks where tokens stand in their text."""

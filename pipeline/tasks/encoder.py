@@ -66,6 +66,7 @@ class EncoderTask(WindowTask):
     """A task that takes a fixed row of numbers from one pass of an encoder."""
 
     Config = EncoderSettings
+    only_calls = True
 
     @abstractmethod
     def width(self) -> int:
@@ -105,8 +106,7 @@ class EncoderTask(WindowTask):
             "forward",
             self.pieces_key(),
             self.needs,
-            self.loaded.dtype,
-            self.loaded.token_budget,
+            self.loaded.computes,
             self.forward_key(),
         )
         is_new = pass_key not in texts.shared
@@ -129,7 +129,7 @@ class EncoderTask(WindowTask):
             pieces.ids_P,
             self.forward,
             width=self.width(),
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             types_P=pieces.types_P,

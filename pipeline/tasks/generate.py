@@ -259,7 +259,7 @@ class Generate(WindowTask):
             loaded.module,
             [ids for ids in prompts.ids_R if ids is not None],
             self.decoding(),
-            token_budget=loaded.token_budget,
+            token_budget=loaded.budget,
             device=loaded.device,
             tokenizer=loaded.tokenizer,
             about_to_run=_journal(rows, texts),
@@ -299,7 +299,7 @@ class Generate(WindowTask):
             loaded.module,
             [ids for ids in ids_R if ids is not None],
             continuations,
-            token_budget=loaded.token_budget,
+            token_budget=loaded.budget,
             device=loaded.device,
             about_to_run=_journal(rows, texts),
         )

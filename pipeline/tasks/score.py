@@ -81,6 +81,7 @@ class Score(WindowTask):
         super().__init__(config, model)
         self._kind: Kind = _kind_of(self.pinned, pairs=config.text_pair is not None)
         self.needs = _AUTO_CLASSES[self._kind]
+        self.only_calls = self._kind == "pair"
         if self._kind == "pair":
             count = len(class_names(self.pinned))
             if count != 1:
@@ -142,7 +143,7 @@ class Score(WindowTask):
     def annotate(self, texts: Texts) -> Annotation:
         """What the model says of each piece, and what that comes to for each text."""
         pieces = self.pieces(texts)
-        key = ("score", self.pieces_key(), self.needs, self.loaded.dtype, self.loaded.token_budget, self._forward_key())
+        key = ("score", self.pieces_key(), self.needs, self.loaded.computes, self._forward_key())
         is_new = key not in texts.shared
         ran = texts.once(key, lambda: self._run(pieces, texts))
         said = Said(
@@ -172,7 +173,7 @@ class Score(WindowTask):
                 pieces.ids_P,
                 places_P2,
                 mask_id=loaded.tokenizer.mask_token_id,
-                token_budget=loaded.token_budget,
+                token_budget=loaded.budget,
                 pad_id=loaded.pad_id,
                 device=loaded.device,
                 types_P=pieces.types_P,
@@ -182,7 +183,7 @@ class Score(WindowTask):
         ran: Ran[npt.NDArray[np.float32]] = run_pieces(
             pieces.ids_P,
             self._pair_values if is_pair else lambda padded: losses.causal_losses(loaded.module, padded),
-            token_budget=loaded.token_budget if is_pair else losses.tokens_at_once(loaded.module, loaded.token_budget),
+            token_budget=loaded.budget if is_pair else losses.tokens_at_once(loaded.module, loaded.budget),
             pad_id=loaded.pad_id,
             device=loaded.device,
             types_P=pieces.types_P,

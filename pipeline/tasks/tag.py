@@ -53,6 +53,7 @@ class Tag(TokenTask):
 
     needs = "AutoModelForTokenClassification"
     reads_offsets = True
+    only_calls = True
 
     class Config(WindowSettings):
         """How tokens become entities, and which are kept."""

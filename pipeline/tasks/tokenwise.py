@@ -79,7 +79,7 @@ class TokenTask(WindowTask):
     def said(self, texts: Texts) -> Said:
         """What the model says of the texts, computed now or taken from an annotation that has it."""
         pieces = self.pieces(texts)
-        key = ("take", self.pieces_key(), self.needs, self.loaded.dtype, self.loaded.token_budget, self.take_key())
+        key = ("take", self.pieces_key(), self.needs, self.loaded.computes, self.take_key())
         is_new = key not in texts.shared
         ran: Ran[npt.NDArray[np.float32]] = texts.once(key, lambda: self._run(pieces, texts))
         return Said(
@@ -97,7 +97,7 @@ class TokenTask(WindowTask):
         ran = run_pieces(
             pieces.ids_P,
             self.take,
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             types_P=pieces.types_P,

@@ -131,7 +131,7 @@ class Seq2SeqWriter:
             self.loaded.module,
             [np.concatenate([self._lead, ids]) for ids in pieces.ids_P],
             self.decoding,
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             device=self.loaded.device,
             tokenizer=self.loaded.tokenizer,
             about_to_run=None if running is None else lambda batch: running(sorted({row_P[piece] for piece in batch})),

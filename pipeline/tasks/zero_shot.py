@@ -176,8 +176,7 @@ class ZeroShot(PooledTask):
             "nli",
             self.pinned.digest,
             self.window_tokens,
-            self.loaded.dtype,
-            self.loaded.token_budget,
+            self.loaded.computes,
             tuple(self._descriptions),
         )
         is_new = key not in texts.shared
@@ -244,7 +243,7 @@ class ZeroShot(PooledTask):
             self.tokens(texts, most=self._pairs.room),
             self._statements_L,
             classes=self.width(),
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             about_to_run=texts.running,

@@ -4,6 +4,7 @@ What needs a process of its own has one: the plain road, a signal, a full disk, 
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 Corpusmill = Callable[..., Any]
 Job = Callable[..., str]
@@ -232,6 +234,21 @@ def test_a_sidecar_carries_annotations_and_row_identity_alone(corpusmill: Corpus
     assert corpusmill("run", job(corpus, output={"columns": "none"})).code == 0
     part = next((tmp_path / "out/data").glob("*.parquet"))
     assert pq.read_schema(part).names == ["size_chars", "size_label", "size_tokens", "size_truncated", "_file", "_row"]
+
+
+def test_a_trial_has_a_process_of_its_own_and_what_it_raises_is_told_in_one_line(one_ray: Any) -> None:
+    from pipeline.errors import RunError
+    from pipeline.stream import on_a_worker
+    from pipeline.workers import Workers
+
+    one_ray.begin()
+    like = Workers(actors=1, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
+    assert on_a_worker(os.getpid, like=like) != os.getpid()
+    assert on_a_worker(max, 3, 7, like=like) == 7
+    with pytest.raises(RunError, match=r"^ValueError: max\(\) .*empty"):
+        on_a_worker(max, [], like=like)
+    with pytest.raises(RunError):
+        on_a_worker(os._exit, 9, like=like)
 
 
 def test_what_was_said_of_a_text_is_kept_for_other_outputs_and_a_changed_cache_does_not_hinder_a_run(

@@ -54,6 +54,19 @@ def test_a_run_without_trouble_points_to_its_output_and_to_verify():
     ]
 
 
+def test_what_a_trial_found_is_told():
+    tried = [
+        {"engine": "torch", "token_budget": 2048, "tokens_per_second": 7021.4},
+        {"engine": "openvino", "token_budget": 2048, "tokens_per_second": None},
+        {"engine": "torch", "token_budget": 1024, "tokens_per_second": 8000.0},
+    ]
+    told = {**SUMMARY, "annotations": {"topic": {"engine": "torch", "token_budget": 1024, "tried": tried}, "b": {}}}
+    assert shown(finished(told), width=200)[2] == (
+        "engine  topic: torch by 1,024 tokens, after a trial (torch by 2,048: 7,021 tokens/s, openvino by 2,048: "
+        "failed, torch by 1,024: 8,000 tokens/s)"
+    )
+
+
 def test_what_was_filtered_and_quarantined_is_told_with_reasons_and_what_to_do():
     told = {
         **SUMMARY,

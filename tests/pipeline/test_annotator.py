@@ -243,6 +243,24 @@ def _embedding(folder: Path, repeats: Repeats, **options: Any) -> Annotator:
     return Annotator([AnnotationSpec(settings, False, model, pinned)], _table().schema, repeats=repeats)
 
 
+def test_a_budget_that_memory_lowered_is_told_with_the_unit_and_stays(make_encoder: Callable[..., Path]) -> None:
+    texts = [f"ak bl cm dn {first}{second}" for first in "abcdefgh" for second in "klmnopqr"]  # of 7 tokens each
+    annotator, table = _embedding(make_encoder(), Repeats()), _table(*texts)
+    annotator.load()
+    calls: list[int] = []
+
+    def narrow(module: object, inputs: object, given: dict[str, Any]) -> None:
+        calls.append(given["input_ids"].numel())
+        if calls[-1] > 300:
+            raise MemoryError
+
+    annotator._tasks[0].loaded.module.register_forward_pre_hook(narrow, with_kwargs=True)  # type: ignore[attr-defined]
+    first = annotator.annotate(table)
+    assert (first.problems, first.lowered_budget, max(calls) > 300) == ([], {"e": 224}, True)
+    calls.clear()
+    assert (annotator.annotate(table).lowered_budget, max(calls) <= 224) == ({"e": 224}, True)
+
+
 def test_a_cache_says_again_what_another_unit_or_run_has_found(
     make_encoder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Rates, sums and the limit, from receipts alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 
 from pipeline.corpus.plan import Fragment, RowGroup, Span, Unit
 from pipeline.job import Limits
-from pipeline.output.planfile import Plan
+from pipeline.output.planfile import PinnedAnnotation, Plan
 from pipeline.output.receipts import Receipt
 from pipeline.quarantine import Reason
-from pipeline.summary import Pace, Quarantine, Tally, over_limit
+from pipeline.summary import Pace, Quarantine, Tally, lowered_budgets, over_limit
 
 
 def _plan(rows: Sequence[int], unreadable: Sequence[int] = ()) -> Plan:
@@ -52,6 +53,14 @@ def _tally(plan: Plan, limits: Limits | None = None, actors: int = 1) -> Tally:
 
 def _told(actor: str, seconds: float, since_ready: float) -> dict[str, object]:
     return {"seconds": seconds, "since_ready": {actor: since_ready}}
+
+
+def test_a_budget_that_memory_lowered_is_told_with_how_many_units_it_met() -> None:
+    pinned = PinnedAnnotation("m", None, "d", "torch", "float32", "cpu", 1, 2048)
+    plan = replace(_plan([5, 5, 5]), annotations={"a": pinned, "b": pinned})
+    budgets = [{"a": 2048, "b": 2048}, {"a": 1024, "b": 2048}, {"a": 512, "b": 2048}]
+    receipts = [_receipt(f"u{n}", 5, token_budget=budget) for n, budget in enumerate(budgets)]
+    assert lowered_budgets(receipts, plan) == {"a": (512, 2)}
 
 
 # -------------------------------------------------------------------------------------------------------------- pace

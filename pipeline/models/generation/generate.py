@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.batching import TokenBudget, in_force
 from pipeline.models.engine import AboutToRun, run_batches
 from pipeline.models.generation.answers import End, Generated, Stopper
 from pipeline.models.generation.beams import search
@@ -34,7 +35,7 @@ def generate(
     prompts_P: Sequence[Ids],
     decoding: Decoding,
     *,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     device: Device,
     tokenizer: Any = None,
     about_to_run: AboutToRun | None = None,
@@ -46,7 +47,7 @@ def generate(
     rules = Rules(module, decoding)
     stopper = Stopper(tokenizer, decoding.stop)
     decode = search if rules.num_beams > 1 else _decode
-    model = Model(module, rules, token_budget)
+    model = Model(module, rules, in_force(token_budget))
     lengths_P = np.array([len(ids) for ids in prompts_P], np.int64)
 
     def compute(batch: npt.NDArray[np.intp]) -> list[Row]:
@@ -57,7 +58,8 @@ def generate(
     ran = run_batches(
         np.maximum(lengths_P, _LEAST_TOKENS),
         compute,
-        token_budget=token_budget * _GROUP_PASSES,
+        token_budget=token_budget,
+        passes=_GROUP_PASSES,
         device=device,
         about_to_run=about_to_run,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.batching import TokenBudget, in_force
 from pipeline.models.engine import AboutToRun, not_finite, run_batches
 from pipeline.models.generation.decoding import Decoding, Rules
 from pipeline.models.generation.live import CausalBatch, Model, Row, Seq2SeqBatch
@@ -48,7 +49,7 @@ def likelihoods(
     prompts_P: Sequence[Ids],
     continuations_P: Sequence[Sequence[Ids]],
     *,
-    token_budget: int,
+    token_budget: int | TokenBudget,
     device: Device,
     about_to_run: AboutToRun | None = None,
 ) -> Likelihoods:
@@ -59,7 +60,9 @@ def likelihoods(
     as `run_batches` treats them.
     """
     assert all(len(ids) > 0 for continuations in continuations_P for ids in continuations)
-    model = Model(module, Rules(module, Decoding(num_beams=1, do_sample=False, max_new_tokens=1)), token_budget)
+    model = Model(
+        module, Rules(module, Decoding(num_beams=1, do_sample=False, max_new_tokens=1)), in_force(token_budget)
+    )
 
     def compute(batch: npt.NDArray[np.intp]) -> list[npt.NDArray[np.float64] | Failure]:
         return _sums(model, [prompts_P[piece] for piece in batch], [continuations_P[piece] for piece in batch])
@@ -68,7 +71,8 @@ def likelihoods(
     ran = run_batches(
         lengths_P,
         compute,
-        token_budget=token_budget if not model.rules.is_seq2seq else token_budget * _CACHED_PASSES,
+        token_budget=token_budget,
+        passes=_CACHED_PASSES if model.rules.is_seq2seq else 1,
         device=device,
         about_to_run=about_to_run,
     )

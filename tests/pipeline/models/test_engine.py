@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.batching import TokenBudget
 from pipeline.errors import RunError
 from pipeline.models.engine import AHEAD, Pending, forward_pieces, run_batches, run_pieces
 from pipeline.quarantine import Reason
@@ -96,6 +97,54 @@ def test_memory_that_suffices_for_half_a_micro_batch_fails_nobody():
         return sums(input_ids_BL, attention_mask_BL)
 
     assert run([[1], [2], [3], [4], [5]], narrow, budget=100).failures == {}
+
+
+class Narrow:
+    """Has memory for so many padded tokens."""
+
+    def __init__(self, most):
+        self.most, self.sizes = most, []
+
+    def __call__(self, input_ids_BL, attention_mask_BL):
+        self.sizes.append(input_ids_BL.numel())
+        if input_ids_BL.numel() > self.most:
+            raise MemoryError
+        return sums(input_ids_BL, attention_mask_BL)
+
+
+def test_a_budget_that_memory_lowered_stays_lowered_in_later_units_and_is_told_once_a_unit():
+    budget, forward = TokenBudget(64), Narrow(20)
+    assert run([[1] * 4] * 16, forward, budget=budget).failures == {}
+    assert (forward.sizes[0], budget.in_force, budget.told()) == (64, 16, 16)
+    forward.sizes.clear()
+    assert run([[1] * 4] * 16, forward, budget=budget).failures == {}
+    assert (forward.sizes, budget.told()) == ([16, 16, 16, 16], 16)
+
+
+def test_a_piece_that_does_not_fit_alone_lowers_nothing_for_later_units_though_it_is_told():
+    budget, forward = TokenBudget(64), Narrow(31)
+    done = run([[1] * 32, [2] * 32, [3] * 8], Narrow(31), budget=budget)
+    assert {piece: failure.reason for piece, failure in done.failures.items()} == dict.fromkeys(
+        [0, 1], Reason.OUT_OF_MEMORY
+    )
+    assert (budget.in_force, budget.told(), budget.told()) == (64, 32, None)
+    assert run([[1] * 8] * 3, forward, budget=budget).failures == {}
+    assert budget.told() is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 12).map(lambda length: [1] * length), min_size=1, max_size=30),
+    st.integers(12, 200),
+    st.integers(12, 60),
+    st.booleans(),
+)
+def test_whatever_memory_allows_no_piece_that_fits_is_lost(pieces, tokens, most, again):
+    budget = TokenBudget(tokens)
+    for _ in range(1 + again):
+        assert run(pieces, Narrow(most), budget=budget).failures == {}
+    assert 1 <= budget.in_force <= tokens
+    assert (budget.told() is None) == (budget.in_force == tokens)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from pipeline.batching import TokenBudget
 from pipeline.models import losses as room
 from pipeline.models.engine import pad
 from pipeline.models.losses import causal_losses, masked_losses, tokens_at_once
@@ -87,9 +88,10 @@ def test_a_loss_that_is_not_finite_fails_its_piece(bert):
 
 
 def test_a_pass_holds_no_more_logits_than_a_machine_should(bert, monkeypatch):
-    assert tokens_at_once(bert, 64) == 64
+    budget = TokenBudget(64)
+    assert tokens_at_once(bert, budget) is budget
     monkeypatch.setattr(room, "_LOGITS", 10 * bert.config.vocab_size)
-    assert tokens_at_once(bert, 64) == 10
+    assert tokens_at_once(bert, budget) == 10
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "deberta-v3", "modernbert", "distilbert"])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pipeline.corpus.plan import Fragment, RowGroup, Span, Unit
 from pipeline.errors import OutputError
 from pipeline.output import planfile
-from pipeline.output.planfile import PinnedAnnotation, Plan, differences
-from pipeline.output.sealed import seal
+from pipeline.output.planfile import PinnedAnnotation, Plan, Tried, differences
+from pipeline.output.sealed import seal, unseal
 from pipeline.output.storage import Store
 from pipeline.quarantine import Reason
 
@@ -50,6 +50,16 @@ def test_a_plan_comes_back(store: Store) -> None:
     assert loaded == PLAN
     assert loaded.schema.equals(PLAN.schema, check_metadata=True)
     assert loaded.rows == 11
+
+
+def test_what_a_trial_found_comes_back_and_a_plan_from_before_there_were_trials_tells_of_none(store: Store) -> None:
+    tried = (Tried("torch", 2048, 7021.5), Tried("openvino", 4096, None))
+    plan = replace(PLAN, annotations={"topic": replace(PLAN.annotations["topic"], tried=tried)})
+    planfile.save(store, plan)
+    assert planfile.load(store) == plan
+    value = unseal(planfile.to_bytes(PLAN))
+    del value["annotations"]["topic"]["tried"]
+    assert planfile.from_bytes(seal(value)) == PLAN
 
 
 def test_a_folder_without_a_plan_is_no_output(store: Store) -> None:

@@ -37,7 +37,8 @@ def test_the_sample_beside_a_peer(process: Callable[..., Answer], minilm: Path, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": "generate"}, "what bench can hold against its peers is `embed`"),
+        ({"task": "fill"}, "it can with classify, embed, summarize, tag, translate as the first annotation"),
+        ({"task": "summarize"}, "this job keeps sentences"),
         ({"prefix": "query: "}, "peers have no word for prefix: leave it out"),
         ({"output": "int8", "normalize": True}, "peers have no word for output: leave it out"),
     ],

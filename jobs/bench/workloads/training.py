@@ -43,6 +43,9 @@ class Training(Workload):
                 f"objective {job.objective.name!r} is nothing that bench can hold against its peers: name a job that "
                 "learns to classify"
             )
+        further = {"lora": job.training.lora, "freeze": job.training.freeze, "text_pair": job.data.text_pair}
+        if named := [option for option, value in further.items() if value]:
+            raise JobError(f"peers have no word for {', '.join(named)}: leave it out")
         batch = job.training.batch_rows
         steps = rows // batch
         if steps < (least := LEAST_STEPS):

@@ -224,7 +224,9 @@ def bench(
     job: Annotated[
         str | None,
         typer.Argument(
-            metavar="[JOB.yaml]", help="A job whose first annotation is `embed`; else the sample.", show_default=False
+            metavar="[JOB.yaml]",
+            help="A finetune job, or one whose first annotation embeds, labels or writes; else the sample.",
+            show_default=False,
         ),
     ] = None,
     rows: Annotated[int, typer.Option("-n", "--rows", min=8, help="How many texts.")] = 2000,
@@ -237,7 +239,7 @@ def bench(
     override: Override = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an annotation beside other libraries, on this machine's CPUs, with your texts; run nothing else."""
+    """Measure a job beside other libraries, on this machine's CPUs, with your texts; run nothing else."""
     with _watched() as watcher:
         from pathlib import Path
 

@@ -153,7 +153,7 @@ def _plan(
         "model": {"ref": model.ref, "revision": model.revision, "digest": model.digest},
         "teacher": None if larger is None else {"ref": larger.ref, "digest": larger.digest},
         "units": [f"{source}-{unit.id}" for source, each in enumerate(rows) for unit in each.units],
-        "max_tokens": _window(job, model),
+        "max_tokens": window(job, model),
         "micro_batch_tokens": job.training.micro_batch_tokens or training_budget(workers.device),
         "device": workers.device,
         "dtype": resolve_dtype(job.training.dtype, workers.device),
@@ -161,7 +161,8 @@ def _plan(
     }
 
 
-def _window(job: FinetuneJob, model: PinnedModel) -> int:
+def window(job: FinetuneJob, model: PinnedModel) -> int:
+    """Tokens of a text, special ones included. Raises JobError: more than the model has positions."""
     asked, bound = job.training.max_tokens, positions_tokens(model.config)
     if asked is not None and bound is not None and asked > bound:
         raise JobError(f"training.max_tokens: {asked} is more than the {bound} positions of {model.ref!r}")

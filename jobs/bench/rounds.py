@@ -1,7 +1,7 @@
 """Rounds: every contender once in each, in a process of its own, while nothing else runs.
 
-Contest(setting, ["openvino bf16"], product_dtype="bfloat16", job={…}, folder=Path(…)).round() ->
-    {"corpusmill": Ran(rows=4096, tokens=336_000, seconds=9.4, …), "openvino bf16": Ran(…)}
+Contest(workload, ["openvino bf16"], product_dtype="bfloat16", job={…}, folder=Path(…)).round(1) ->
+    {"corpusmill": Ran(Measured(rows=4096, tokens=336_000, seconds=9.4, …), …), "openvino bf16": Ran(…)}
 """
 
 import json
@@ -18,18 +18,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.bench.arithmetic import encoder_flop
 from jobs.bench.memory import Memory
-from jobs.bench.peer import Vectors
-from jobs.bench.peers.reference import ONE_IN
-from jobs.bench.setting import Setting
+from jobs.bench.workload import Measured, Workload
 from pipeline.errors import RunError
 from pipeline.progress import Watcher
 
 OURS = "corpusmill"
-ANNOTATION = "bench"
-"""Prefix of the columns that our own run adds."""
-
 _COMMAND = "from jobs.cli import main; raise SystemExit(main())"
 
 
@@ -37,99 +31,67 @@ _COMMAND = "from jobs.cli import main; raise SystemExit(main())"
 class Ran:
     """One contender in one round."""
 
-    rows: int
-    tokens: int
-    padded_tokens: int | None
-    seconds: float  # for these rows, once it runs
+    measured: Measured
     whole_seconds: float  # of its process
-    first_row_seconds: float  # since its process was started
     peak_bytes: int | None
-    flop: float | None
     product_flop_per_second: float  # of the processor in this round
-    cosines_R: npt.NDArray[np.float64]  # to the reference, of the rows that both computed
+    agreed_R: npt.NDArray[np.float64] | None  # with the reference, of the rows that both did; None: nothing is compared
 
 
 @dataclass(slots=True)
 class Contest:
     """What stays the same in all rounds."""
 
-    setting: Setting
+    workload: Workload
     peers: Sequence[str]
     product_dtype: str
     job: Mapping[str, Any]  # our own, but for its output
-    config: Mapping[str, Any]  # of the model
     folder: Path  # for what passes between processes
     watcher: Watcher
-    _reference: Vectors | None = None
+    _reference: list[Any] | None = None
+    _reference_one_in: int = 1
 
     def round(self, number: int, first: int = 0) -> dict[str, Ran]:
         """Every contender once, beginning with another one in each round."""
-        if self._reference is None:
+        if self._reference is None and self.workload.reference is not None:
             self.watcher.phase("computing what is right, in float32")
-            self._child("reference")
-            self._reference = np.load(self.folder / "vectors.npy")
+            told, self._reference, *_ = self._child(self.workload.reference)
+            self._reference_one_in = told.one_in
         self.watcher.phase(f"round {number}: the matrix product")
-        told, *_ = self._process("jobs.bench.product", self.product_dtype, str(self.setting.cores))
+        product, *_ = self._process("jobs.bench.product", self.product_dtype, str(self.workload.cores))
         names = [OURS, *self.peers]
         ran = {}
         for name in (*names[first % len(names) :], *names[: first % len(names)]):
             self.watcher.phase(f"round {number}: {name}")
-            ran[name] = self._ours(told["flop_per_second"]) if name == OURS else self._peer(name, told)
+            measured, outputs, seconds, peak_bytes = (
+                self._ours() if name == OURS else self._child(self.workload.peers[name])
+            )
+            agreed_R = self._agreed(outputs, measured.one_in)
+            ran[name] = Ran(measured, seconds, peak_bytes, product["flop_per_second"], agreed_R)
         return {name: ran[name] for name in names}
 
-    def _peer(self, name: str, product: Mapping[str, float]) -> Ran:
-        told, seconds, peak_bytes = self._child(name)
-        vectors_RD, one_in = np.load(self.folder / "vectors.npy"), told.pop("one_in")
-        cosines_R = self._cosines(vectors_RD, one_in)
-        return Ran(
-            **told,
-            whole_seconds=seconds,
-            peak_bytes=peak_bytes,
-            product_flop_per_second=product["flop_per_second"],
-            cosines_R=cosines_R,
-        )
-
-    def _ours(self, product_flop_per_second: float) -> Ran:
+    def _ours(self) -> tuple[Measured, list[Any] | None, float, int | None]:
         output = self.folder / f"out-{time.monotonic_ns()}"
         path = self.folder / "job.yaml"
         path.write_text(yaml.safe_dump({**self.job, "output": {"path": str(output)}}))
         told, seconds, peak_bytes = self._run([sys.executable, "-P", "-c", _COMMAND, "run", str(path), "--json"])
-        parts = [pq.read_table(part) for part in sorted((output / "data").glob("*.parquet"))]
-        rows = np.concatenate([part["_row"].to_numpy() for part in parts])
-        order_R = np.argsort(rows)
-        if not np.array_equal(rows[order_R], np.arange(self.setting.rows)):
-            raise RunError(
-                f"corpusmill embedded {len(rows)} of {self.setting.rows} texts, and peers would embed all: leave out "
-                "those that are quarantined (`corpusmill preview` tells why)"
-            )
-        lengths_R = np.concatenate([part[f"{ANNOTATION}_tokens"].to_numpy() for part in parts])[order_R]
-        vectors = [part[f"{ANNOTATION}_embedding"].combine_chunks() for part in parts]
-        vectors_RD = np.concatenate([each.flatten().to_numpy().reshape(len(each), -1) for each in vectors])[order_R]
-        return Ran(
-            rows=len(rows),
-            tokens=told["tokens"],
-            padded_tokens=told["tokens"] + told["padding_tokens"],
-            seconds=told["tokens"] / told["tokens_per_second"],
-            whole_seconds=seconds,
-            first_row_seconds=told["seconds_to_first_receipt"],
-            peak_bytes=peak_bytes,
-            flop=encoder_flop(self.config, lengths_R.astype(np.int64)),
-            product_flop_per_second=product_flop_per_second,
-            cosines_R=self._cosines(vectors_RD, 1),
-        )
+        return *self.workload.our_run(told, output), seconds, peak_bytes
 
-    def _cosines(self, vectors_RD: Vectors, one_in: int) -> npt.NDArray[np.float64]:
+    def _agreed(self, outputs: Sequence[Any] | None, one_in: int) -> npt.NDArray[np.float64] | None:
         """Of the rows that the reference has too; `one_in` divides its own."""
-        assert self._reference is not None
-        ours, right = (each.astype(np.float64) for each in (vectors_RD[:: ONE_IN // one_in], self._reference))
-        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(right, axis=1)
-        found: npt.NDArray[np.float64] = (ours * right).sum(1) / lengths
-        return found
+        if self._reference is None or outputs is None:
+            return None
+        return self.workload.agreed(outputs[:: self._reference_one_in // one_in], self._reference)
 
-    def _child(self, name: str) -> tuple[dict[str, Any], float, int | None]:
-        setting, vectors = self.folder / "setting.json", self.folder / "vectors.npy"
-        self.setting.write(setting)
-        return self._process("jobs.bench.child", name, str(setting), str(time.time()), str(vectors))
+    def _child(self, place: str) -> tuple[Measured, list[Any] | None, float, int | None]:
+        setting, outputs = self.folder / "setting.json", self.folder / "outputs.parquet"
+        self.workload.write(setting)
+        outputs.unlink(missing_ok=True)
+        told, seconds, peak_bytes = self._process(
+            "jobs.bench.child", place, str(setting), str(time.time()), str(outputs)
+        )
+        found = pq.read_table(outputs)["output"].to_pylist() if outputs.exists() else None
+        return Measured(**told), found, seconds, peak_bytes
 
     def _process(self, module: str, *arguments: str) -> tuple[dict[str, Any], float, int | None]:
         return self._run([sys.executable, "-P", "-m", module, *arguments])

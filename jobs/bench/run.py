@@ -1,4 +1,4 @@
-"""From a job file to a report: the first annotation of the job, by corpusmill and by its peers.
+"""From a job file to a report: the first annotation of a job, or a fine-tuning, by corpusmill and by its peers.
 
 bench(None, [], rows=2000, rounds=3, peers=None, output=Path("out/bench"), watcher=…) ->
     {"model": …, "contenders": [{"name": "corpusmill", "tokens_per_second": 35_000, …}, …], "missing": {…}, …}
@@ -16,17 +16,22 @@ import pyarrow.parquet as pq
 
 import jobs
 from cluster.connect import RayCluster, usable_cpus
-from jobs import annotate, jobfile
+from jobs import annotate, finetune, jobfile, kinds
 from jobs.bench import peers as known
-from jobs.bench.peers.reference import ONE_IN
+from jobs.bench import workloads
 from jobs.bench.report import report
-from jobs.bench.rounds import ANNOTATION, Contest
-from jobs.bench.setting import Setting
+from jobs.bench.rounds import Contest
+from jobs.bench.workload import ANNOTATION, Workload
+from jobs.bench.workloads.training import Training
 from pipeline.errors import JobError
+from pipeline.finetune import window
 from pipeline.metrics.plots import rates
 from pipeline.models.device import resolve_dtype
+from pipeline.models.reference import PinnedModel, pin
 from pipeline.preview import first_texts
 from pipeline.progress import Watcher
+
+_LEAST_TEXTS = 8
 
 _EXAMPLE: Mapping[str, Any] = {
     "kind": "annotate",
@@ -42,9 +47,6 @@ _EXAMPLE: Mapping[str, Any] = {
     ],
 }
 
-_OURS_ALONE = ("prefix", "prompt_name", "truncate_dim", "window_pooling", "stride")
-"""Options that peers have no word for."""
-
 
 def bench(
     path: str | None,
@@ -58,41 +60,36 @@ def bench(
 ) -> dict[str, Any]:
     """Measure, and leave bench.json and bench.png in `output`; the shipped sample where no job is named.
 
-    Raises JobError: a job without an `embed` annotation in front, or with options that peers have no word for; an
-    unknown peer; too few texts. RunError where a contender fails.
+    Raises JobError: a job that has no peers here, or with options that peers have no word for; an unknown peer; too
+    few texts. RunError where a contender fails.
     """
-    names = list(peers or known.PEERS)
-    missing = {name: absent for name in names if (absent := known.missing(name))}
     watcher.phase("planning")
     with tempfile.TemporaryDirectory(prefix="corpusmill-bench-") as room:
         folder = Path(room)
         document = _document(path, overrides, rows, folder)
-        job = annotate.parse(document, path or "the example")
-        _check(job.annotations[0])
-        task: Any
-        task, texts = first_texts(job, RayCluster(job.cluster), rows)
-        if len(texts) < ONE_IN:
-            raise JobError(f"{len(texts)} texts are too few to measure anything: at least {ONE_IN}")
-        setting = _setting(task, texts, folder)
+        prepared = _training if document.get("kind") == "finetune" else _annotation
+        workload, model = prepared(document, path or "the example", rows, folder, peers)
+        names = known.asked(type(workload), peers)
+        missing = {name: why for name in names if (why := known.obstacle(type(workload), name)) is not None}
         contest = Contest(
-            setting=setting,
+            workload=workload,
             peers=[name for name in names if name not in missing],
             product_dtype=resolve_dtype("auto", "cpu"),
-            job=ours(document, Path(setting.texts).parent),
-            config=task.pinned.config,
+            job=workload.ours(document),
             folder=folder,
             watcher=watcher,
         )
-        contenders = report([contest.round(number + 1, first=number) for number in range(rounds)])
+        ran = [contest.round(number + 1, first=number) for number in range(rounds)]
     measured = {
-        "model": task.pinned.ref,
-        "digest": task.pinned.digest,
-        "rows": setting.rows,
-        "max_tokens": setting.max_tokens,
-        "cores": setting.cores,
+        "workload": workload.name,
+        "model": model.ref,
+        "digest": model.digest,
+        "rows": workload.rows,
+        "max_tokens": workload.max_tokens,
+        "cores": workload.cores,
         "rounds": rounds,
         "product_dtype": contest.product_dtype,
-        "contenders": contenders,
+        "contenders": report(ran, workload.agreement),
         "missing": missing,
         "output": str(output),
     }
@@ -109,41 +106,46 @@ def _document(path: str | None, overrides: Sequence[str], rows: int, folder: Pat
         jobfile.override(document, overrides)
     else:
         document = jobfile.read(path, overrides)
-    if isinstance(corpus := document.get("corpus"), dict):
-        corpus.setdefault("sample", rows)  # else the first rows, which are seldom like the others
+    kind = kinds.kind_of(document, path or "the example")
+    if kind not in ("annotate", "finetune"):
+        raise JobError(f"{path}: a job of kind {kind} has no peers: name one of kind annotate or finetune")
+    read, enough = ("corpus", rows) if kind == "annotate" else ("data", 2 * rows)  # some train, some judge
+    if isinstance(corpus := document.get(read), dict):
+        corpus.setdefault("sample", enough)  # else the first rows, which are seldom like the others
     document["output"] = {"path": str(folder / "none")}
     return document
 
 
-def _setting(task: Any, texts: list[str], folder: Path) -> Setting:
+def _annotation(
+    document: dict[str, Any], source: str, rows: int, folder: Path, peers: Sequence[str] | None
+) -> tuple[Workload, PinnedModel]:
     """The texts go to a folder of their own: our run takes it for its corpus."""
+    job = annotate.parse(document, source)
+    settings = job.annotations[0]
+    kind = workloads.of_task(settings.task, settings.name)
+    kind.check(settings)
+    known.asked(kind, peers)
+    task: Any
+    task, texts = first_texts(job, RayCluster(job.cluster), rows)
+    if len(texts) < _LEAST_TEXTS:
+        raise JobError(f"{len(texts)} texts are too few to measure anything: at least {_LEAST_TEXTS}")
+    task = getattr(task, "way", task)  # of `summarize`, which has two
     file = folder / "texts/texts.parquet"
     file.parent.mkdir()
+    workload = kind.of(task, len(texts), str(file), usable_cpus())
     pq.write_table(pa.table({"text": texts}), file)
-    return Setting(
-        folder=task.pinned.folder,
-        texts=str(file),
-        rows=len(texts),
-        max_tokens=task.window_tokens,
-        pooling=task.pooling,
-        normalize=task.normalizes,
-        cores=usable_cpus(),
-    )
+    return workload, task.pinned
 
 
-def _check(settings: Any) -> None:
-    if settings.task != "embed":
-        raise JobError(
-            f"annotation {settings.name!r} is of task {settings.task!r}, and what bench can hold against its peers is "
-            "`embed`: name a job whose first annotation is one"
-        )
-    named = [option for option in _OURS_ALONE if getattr(settings, option) is not None]
-    if settings.output != "float32":
-        named.append("output")
-    if settings.long_text == "windows":
-        named.append("long_text")
-    if named:
-        raise JobError(f"annotation {settings.name!r}: peers have no word for {', '.join(named)}: leave it out")
+def _training(
+    document: dict[str, Any], source: str, rows: int, folder: Path, peers: Sequence[str] | None
+) -> tuple[Workload, PinnedModel]:
+    """The examples come with our first run."""
+    job = finetune.parse(document, source)
+    known.asked(Training, peers)
+    model = pin(job.model)
+    examples = str(folder / "examples")
+    return Training.of(job, model.folder, rows, examples, window(job, model), usable_cpus()), model
 
 
 def _picture(measured: Mapping[str, Any]) -> bytes:
@@ -152,19 +154,3 @@ def _picture(measured: Mapping[str, Any]) -> bytes:
     figures = {each["name"]: tuple(each[name] for name in names) for each in told}
     title = f"{measured['model']}, {measured['rows']:,} texts, {measured['cores']} cores"
     return rates(figures, "tokens/s", title)
-
-
-def ours(document: Mapping[str, Any], texts: Path) -> dict[str, Any]:
-    """The job that corpusmill runs: the annotation over the texts that all contenders have, in the job's own actors."""
-    left_out = ("where", "gold", "pool")
-    annotation = {key: value for key, value in document["annotations"][0].items() if key not in left_out}
-    cluster = {key: value for key, value in (document.get("cluster") or {}).items() if key != "pools"}
-    cluster["gpus_per_actor"] = 0  # the peers compute on CPUs
-    return {
-        "kind": "annotate",
-        "allow_code": document.get("allow_code", False),
-        "corpus": {"path": str(texts)},
-        "annotations": [{**annotation, "name": ANNOTATION, "text": "text"}],
-        "repeats": {"once": False},  # as the peers do
-        "cluster": cluster,
-    }

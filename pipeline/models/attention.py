@@ -1,6 +1,7 @@
 """Attention: plain on a CPU, packed on a GPU.
 
     use_plain_attention(model)      # families that take transformers' attention interface; others compute eagerly
+    use_writing_attention(model)    # the same families, an encoder-decoder that writes
     use_packed_attention(model)     # the same families; texts one after another, without padding
 
 Plain: two batched products with the mask and the scale in the first, softmax between. The fused kernel of torch took a
@@ -19,11 +20,16 @@ Packed: torch's flash kernel over the real tokens of all texts, told where each 
 B texts, H heads, Q queries, S keys, D numbers of a head; N = B x H; T tokens of all texts together.
 """
 
+import contextlib
+import weakref
+from collections.abc import MutableMapping
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, eager_mask, sdpa_mask
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from pipeline.models.rows import FilledRows, PackedRows
 
 PLAIN = "corpusmill_plain"
+WRITING = "corpusmill_writing"
 PACKED = "corpusmill_packed"
 
 MOST_TOKENS = 1024
@@ -60,11 +67,13 @@ def plain_attention(
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
     rows: "FilledRows | None" = None,
+    cached: bool = False,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """values_BLHD of queries_BHLD over keys_BHSD; mask (0, or very negative) and bias are added to the scores.
 
-    With `rows`, queries and keys are those of all texts in one: queries_1HTD, keys_1HTD -> values_1THD.
+    With `rows`, queries and keys are those of all texts in one: queries_1HTD, keys_1HTD -> values_1THD. `cached`: keys
+    of a single query come again at the next step, and are not laid out for it.
     """
     if rows is not None:
         query, key, value = (rows.split(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
@@ -72,18 +81,34 @@ def plain_attention(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if position_bias is not None:
-        attention_mask = position_bias if attention_mask is None else position_bias + attention_mask
+        attention_mask = position_bias if attention_mask is None else _sum(position_bias, attention_mask)
     dropped = dropout if module.training else 0.0
+    lays_out = not (cached and query.shape[2] == 1)
     masks_keys_alone = position_bias is None and (attention_mask is None or attention_mask.shape[1:3] == (1, 1))
     if key.shape[2] > MOST_TOKENS:
         mask = None if attention_mask is None else attention_mask.to(query.dtype)
         found = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropped, scale=scale)
-    elif masks_keys_alone and not torch.is_grad_enabled():
+    elif masks_keys_alone and lays_out and not torch.is_grad_enabled():
         found = _divided_last(query, key, value, attention_mask, scale)
     else:
         found = _divided_first(query, key, value, attention_mask, scale, dropped)
     found = found.transpose(1, 2)
     return found.contiguous() if rows is None else rows.joined(found), None
+
+
+_SUMS: MutableMapping[torch.Tensor, Any] = WeakTensorKeyDictionary()
+"""By a bias, as long as it lives: the mask that was added last, and the sum."""
+
+
+def _sum(bias: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Bias and mask; a model's layers share both, and the first that asks adds them."""
+    if torch.is_grad_enabled():
+        return bias + mask
+    before = _SUMS.get(bias)
+    if before is None or before[0]() is not mask:
+        before = _SUMS[bias] = (weakref.ref(mask), bias + mask)
+    found: torch.Tensor = before[1]
+    return found
 
 
 def _divided_first(
@@ -180,6 +205,16 @@ def use_plain_attention(model: nn.Module, or_eagerly: bool = True) -> None:
         except (ValueError, AttributeError):  # a module of one's own has none
             continue
         return
+
+
+def use_writing_attention(model: nn.Module) -> None:
+    """The same of an encoder-decoder whose decoder keeps keys and values, in place; a family without the interface
+    stays. At a single query torch's fused kernel took five to ten times as long.
+    """
+    AttentionInterface.register(WRITING, partial(plain_attention, cached=True))
+    AttentionMaskInterface.register(WRITING, _key_mask)
+    with contextlib.suppress(ValueError, AttributeError), quietly():
+        model.set_attn_implementation(WRITING)  # type: ignore[operator]
 
 
 # ------------------------------------------------------------------------------------------------------------ packed

@@ -16,8 +16,11 @@ from torch import nn
 
 from pipeline.models.device import default_budget
 
-_BESIDE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
+_BESIDE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v"))
 """What the families call the three layers of an attention."""
+
+_LOOKS_ELSEWHERE = frozenset({"EncDecAttention", "encoder_attn"})
+"""What an attention of a decoder is called whose keys and values are an encoder's, and its query another's."""
 
 
 class PreparedLinear(nn.Module):
@@ -81,15 +84,16 @@ def prepare_linears(model: nn.Module) -> None:
     body = getattr(model, "base_model", None)
     if not isinstance(body, nn.Module) or not type(body).__module__.startswith("transformers.") or not _can_prepare():
         return
-    for holder in list(body.modules()):
+    for place, holder in list(body.named_modules()):
         layers = {
             name: part
             for name, part in holder.named_children()
             if type(part) is nn.Linear and part.weight.dtype == torch.bfloat16
         }
+        # Who computes its attention in a way of its own reads the query of fewer tokens.
+        query_apart = "forward" in vars(holder) or place.rpartition(".")[2] in _LOOKS_ELSEWHERE
         for names in _BESIDE:
-            # Who computes its attention in a way of its own reads the query of fewer tokens.
-            several = {name: layers.pop(name) for name in names["forward" in vars(holder) :] if name in layers}
+            several = {name: layers.pop(name) for name in names[query_apart:] if name in layers}
             _replace(holder, several)
         for name, part in layers.items():
             _replace(holder, {name: part})

@@ -18,7 +18,8 @@ import transformers
 from pipeline.batching import TokenBudget
 from pipeline.errors import ModelError
 from pipeline.models import gguf
-from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention
+from pipeline.models.activations import use_fused_activations
+from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention, use_writing_attention
 from pipeline.models.device import WRITING, settle
 from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
@@ -95,6 +96,10 @@ def load(
     if device == "cpu" and dtype == "bfloat16" and auto_class not in WRITING:
         use_plain_attention(module, or_eagerly=False)
         compute_in_rows(module)
+        prepare_linears(module)
+    elif device == "cpu" and dtype == "bfloat16" and auto_class == "AutoModelForSeq2SeqLM":
+        use_writing_attention(module)
+        use_fused_activations(module)
         prepare_linears(module)
     elif device == "cuda" and auto_class not in WRITING and can_compute_in_rows(module):
         packed = can_pack(dtype_named(dtype), head_size(module)) and pack(module)

@@ -89,12 +89,12 @@ class Summarize(Task):
         method = _method(config, pinned)
         if (fault := _misplaced(config, method)) is not None:
             raise JobError(f"annotation {config.name!r}: {fault}: {pinned.ref!r} is {kind_of(pinned)}")
-        self._way: Task = Abstractive(config, model) if method == "abstractive" else Extractive(config, model)
-        self.needs = self._way.needs
+        self.way: Task = Abstractive(config, model) if method == "abstractive" else Extractive(config, model)
+        self.needs = self.way.needs
 
     def fields(self) -> list[pa.Field]:
         """`summary`; also its `end` where it is written, else the `sentences` that it is made of."""
-        return self._way.fields()
+        return self.way.fields()
 
     def compared(self) -> Comparison:
         """Texts."""
@@ -102,11 +102,11 @@ class Summarize(Task):
 
     def start(self, loaded: "LoadedModel") -> None:
         """Take the model and try it once."""
-        self._way.start(loaded)
+        self.way.start(loaded)
 
     def annotate(self, texts: Texts) -> Annotation:
         """Write, or choose."""
-        return self._way.annotate(texts)
+        return self.way.annotate(texts)
 
 
 def _misplaced(config: Summarize.Config, method: Method) -> str | None:

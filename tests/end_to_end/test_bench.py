@@ -37,7 +37,8 @@ def test_the_sample_beside_a_peer(process: Callable[..., Answer], minilm: Path, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": "generate"}, "what bench can hold against its peers is `embed`"),
+        ({"task": "fill"}, "it can with classify, embed, summarize, tag, translate as the first annotation"),
+        ({"task": "summarize"}, "this job keeps sentences"),
         ({"prefix": "query: "}, "peers have no word for prefix: leave it out"),
         ({"output": "int8", "normalize": True}, "peers have no word for output: leave it out"),
     ],
@@ -62,3 +63,23 @@ def test_an_unknown_peer_is_refused(here: Command, minilm: Path) -> None:
     answer = here("bench", "--peer", "spark", "-n", "16")
     assert answer.code == 2
     assert "no peer named 'spark'; known: transformers.pipeline" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"objective": "mlm"}, "objective 'mlm' is nothing that bench can hold against its peers"),
+        ({"training": {"freeze": ["embeddings"]}}, "peers have no word for freeze: leave it out"),
+        ({"training": {"batch_rows": 64}}, "96 rows are 1 steps of 64, and at least 10 tell something"),
+    ],
+)
+def test_a_training_that_peers_cannot_do_is_refused(
+    here: Command, tmp_path: Path, sample: Path, change: dict[str, object], words: str
+) -> None:
+    factory.build("bert", "Model", tmp_path / "model")
+    data = {"path": str(sample), "text": "description", **({} if "objective" in change else {"label": "section"})}
+    job = {"kind": "finetune", "objective": "classify", "model": "model", "data": data, "output": {"path": "out"}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({**job, **change}))
+    answer = here("bench", "job.yaml", "-n", "96")
+    assert answer.code == 2
+    assert words in answer.err

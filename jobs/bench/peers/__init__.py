@@ -1,34 +1,30 @@
-"""The peers by name, in the order in which they stand in a table."""
+"""The peers of each workload, and what keeps them from taking part."""
 
 import importlib
-from importlib.util import find_spec
+from collections.abc import Sequence
+from typing import Any
 
 from jobs.bench.peer import Peer
+from jobs.bench.workload import Workload
 from pipeline.errors import JobError
 
-PEERS = {
-    "transformers.pipeline": "transformers_pipeline:TransformersPipeline",
-    "datasets.map": "datasets_map:DatasetsMap",
-    "ray.data": "ray_data:RayData",
-    "sentence-transformers": "sentence_transformers:InFloat32",
-    "sentence-transformers bf16": "sentence_transformers:InBfloat16",
-    "onnxruntime": "onnx_runtime:OnnxRuntime",
-    "openvino bf16": "open_vino:OpenVino",
-}
 
-_REFERENCE = "reference:Reference"
-
-
-def find(name: str) -> type[Peer]:
-    """The class of a peer; what it needs is not imported yet. Raises JobError for a name that is not known."""
-    place = _REFERENCE if name == "reference" else PEERS.get(name)
-    if place is None:
-        raise JobError(f"no peer named {name!r}; known: {', '.join(PEERS)}")
+def at(place: str) -> type[Peer[Any]]:
+    """The class at `module:Class` here; what it needs is not imported yet."""
     module, class_name = place.split(":")
-    found: type[Peer] = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
+    found: type[Peer[Any]] = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
     return found
 
 
-def missing(name: str) -> list[str]:
-    """The packages that a peer needs and that are not installed."""
-    return [package for package in find(name).packages if find_spec(package) is None]
+def asked(workload: type[Workload], names: Sequence[str] | None) -> list[str]:
+    """The peers that are asked for, by default all. Raises JobError for one that the workload has not."""
+    known = [*workload.peers, *workload.unavailable]
+    for name in names or ():
+        if name not in known:
+            raise JobError(f"no peer named {name!r}; known: {', '.join(known)}")
+    return list(names or known)
+
+
+def obstacle(workload: type[Workload], name: str) -> str | None:
+    """Why a peer cannot take part; None: it can."""
+    return workload.unavailable.get(name) or at(workload.peers[name]).obstacle()

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.bench.arithmetic import padded_in_order
-from jobs.bench.peer import BATCH, Peer, Vectors, pooled
+from jobs.bench.peer import BATCH, TextPeer
+from jobs.bench.workloads.encoding import Encoding, pooled
 
 
-class DatasetsMap(Peer):
+class DatasetsMap(TextPeer[Encoding]):
     """In float32, batches of 32 in the order of the texts."""
 
     packages = ("datasets",)
@@ -23,14 +24,14 @@ class DatasetsMap(Peer):
         self._model = AutoModel.from_pretrained(self.setting.folder).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(self.setting.folder)
 
-    def vectors(self, texts: Sequence[str]) -> Vectors:
+    def outputs(self, texts: Sequence[str]) -> Sequence[Any]:
         """A column of a dataset in memory."""
         from datasets import Dataset, disable_caching, disable_progress_bars
 
         disable_caching()
         disable_progress_bars()
         mapped = Dataset.from_dict({"text": list(texts)}).map(self._of_batch, batched=True, batch_size=BATCH)
-        return np.array(mapped.with_format("numpy")["vector"][:], np.float32)
+        return list(np.array(mapped.with_format("numpy")["vector"][:], np.float32))
 
     def _of_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         import torch

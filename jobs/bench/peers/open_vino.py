@@ -1,44 +1,24 @@
-"""OpenVINO on the converted model, in a loop with sorted micro-batches, in bfloat16 where the processor has it."""
+"""OpenVINO on the converted model, in bfloat16 where the processor has it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from jobs.bench.arithmetic import padded
-from jobs.bench.peer import Peer, Vectors
-from jobs.bench.peers.onnx_runtime import TOKENS, sorted_vectors
-from pipeline.batching import micro_batches
+from jobs.bench.peers.sorted_loop import Compiled, SortedLoop
 from pipeline.models.device import resolve_dtype
 
 
-class OpenVino(Peer):
+class OpenVino(SortedLoop):
     """One request at a time, on all cores."""
 
     packages = ("openvino",)
+    attention = "sdpa"
 
-    def load(self) -> None:
-        """The graph is made from the torch model, and kept in memory."""
+    def compiled(self, model: Any, example: Mapping[str, Any]) -> Compiled:
+        """A request of all cores."""
         import openvino
-        from transformers import AutoModel, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(self.setting.folder)
-        model = AutoModel.from_pretrained(self.setting.folder).eval()
-        example = dict(self._tokenizer(["a text", "and another one"], padding=True, return_tensors="pt"))
-        self._names = list(example)
-        graph = openvino.convert_model(model, example_input=example)
+        graph = openvino.convert_model(model, example_input=dict(example))
         precision = {"bfloat16": "bf16", "float32": "f32"}[resolve_dtype("auto", "cpu")]
         options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": self.setting.cores}
-        self._request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
-
-    def vectors(self, texts: Sequence[str]) -> Vectors:
-        """Texts of like length together."""
-        return sorted_vectors(self._tokenizer, texts, self._hidden, self.setting)
-
-    def _hidden(self, inputs: dict[str, Any]) -> Any:
-        return self._request.infer({name: inputs[name] for name in self._names})[0]
-
-    def padded_tokens(self, texts: Sequence[str], lengths_R: npt.NDArray[np.int64]) -> int:  # noqa: ARG002
-        """Sorted by tokens."""
-        return padded(lengths_R, micro_batches(lengths_R, TOKENS))
+        request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+        return lambda inputs: request.infer(dict(inputs))[0]

@@ -8,26 +8,26 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.bench.arithmetic import padded_in_order
-from jobs.bench.peer import BATCH, Peer, Vectors
+from jobs.bench.peer import BATCH, TextPeer
 from jobs.bench.peers.sentence_transformers import InFloat32
-from jobs.bench.setting import Setting
+from jobs.bench.workloads.encoding import Encoding
 
 
 class _Encoder:
     """The class that `map_batches` makes in each actor."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Encoding) -> None:
         self._peer = InFloat32(setting)
         self._peer.load()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         began = time.time()
-        batch["vector"] = self._peer.vectors(batch["text"].tolist())
+        batch["vector"] = self._peer.outputs(batch["text"].tolist())
         batch["began"], batch["ended"] = (np.full(len(batch["text"]), at) for at in (began, time.time()))
         return batch
 
 
-class RayData(Peer):
+class RayData(TextPeer[Encoding]):
     """In float32, batches of 32 in the order of the texts, an actor for each core."""
 
     packages = ("sentence_transformers",)
@@ -39,9 +39,8 @@ class RayData(Peer):
 
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         ray.data.DataContext.get_current().enable_progress_bars = False
-        self.seconds: float | None = None
 
-    def vectors(self, texts: Sequence[str]) -> Vectors:
+    def outputs(self, texts: Sequence[str]) -> Sequence[Any]:
         """All texts; `seconds` are those from the first batch to the last: actors are there by then."""
         import ray
 
@@ -59,7 +58,7 @@ class RayData(Peer):
             max(each["ended"].max() for each in batches) - min(each["began"].min() for each in batches)
         )
         order_R = np.argsort(np.concatenate([each["place"] for each in batches]))
-        return np.concatenate([np.stack(each["vector"]) for each in batches])[order_R].astype(np.float32)
+        return list(np.concatenate([np.stack(each["vector"]) for each in batches])[order_R].astype(np.float32))
 
     def padded_tokens(self, texts: Sequence[str], lengths_R: npt.NDArray[np.int64]) -> int:  # noqa: ARG002
         """In the order of the texts."""

@@ -1,34 +1,34 @@
 """What is right: the model in float32, a text at a time, without padding. In no table; all are held against it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from jobs.bench.peer import Peer, Vectors, pooled
-
-ONE_IN = 8
+from jobs.bench.peers.sorted_loop import Compiled, SortedLoop
 
 
-class Reference(Peer):
+class Reference(SortedLoop):
     """No contender."""
 
-    one_in = ONE_IN
+    one_in = 8
+    attention = "eager"
 
-    def load(self) -> None:
-        """Model and tokenizer."""
-        from transformers import AutoModel, AutoTokenizer
-
-        self._model = AutoModel.from_pretrained(self.setting.folder).float().eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(self.setting.folder)
-
-    def vectors(self, texts: Sequence[str]) -> Vectors:
-        """One by one."""
+    def compiled(self, model: Any, _: Mapping[str, Any]) -> Compiled:
+        """The model itself."""
         import torch
 
-        found = []
-        for text in texts:
-            inputs = self._tokenizer(text, truncation=True, max_length=self.setting.max_tokens, return_tensors="pt")
-            with torch.no_grad():
-                hidden_1LD = self._model(**inputs).last_hidden_state.numpy()
-            found.append(pooled(hidden_1LD, inputs["attention_mask"].numpy(), self.setting)[0])
-        return np.stack(found)
+        module = model.float()
+
+        def compute(inputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+            with torch.inference_mode():
+                first = module(**{name: torch.from_numpy(values) for name, values in inputs.items()})[0]
+            found: npt.NDArray[np.float32] = first.numpy()
+            return found
+
+        return compute
+
+    def batches(self, lengths_R: npt.NDArray[np.int64]) -> list[npt.NDArray[np.intp]]:
+        """Each text alone."""
+        return np.split(np.arange(len(lengths_R)), len(lengths_R))

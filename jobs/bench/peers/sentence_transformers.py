@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.bench.arithmetic import padded_in_order
-from jobs.bench.peer import BATCH, Peer, Vectors
+from jobs.bench.peer import BATCH, TextPeer
+from jobs.bench.workloads.encoding import Encoding
 
 
-class InFloat32(Peer):
+class InFloat32(TextPeer[Encoding]):
     """As it comes."""
 
     packages = ("sentence_transformers",)
@@ -27,11 +28,11 @@ class InFloat32(Peer):
         layers: list[Any] = [words, Pooling(words.get_embedding_dimension(), pooling_mode=mode)]
         self._model = SentenceTransformer(modules=layers, device="cpu")
 
-    def vectors(self, texts: Sequence[str]) -> Vectors:
+    def outputs(self, texts: Sequence[str]) -> Sequence[Any]:
         """One call."""
         options: dict[str, Any] = {"batch_size": BATCH, "normalize_embeddings": self.setting.normalize}
         found: Any = self._model.encode(list(texts), convert_to_tensor=True, **options)
-        return np.asarray(found.float().numpy(), np.float32)
+        return list(np.asarray(found.float().numpy(), np.float32))
 
     def padded_tokens(self, texts: Sequence[str], lengths_R: npt.NDArray[np.int64]) -> int:
         """Longest first, by characters."""

@@ -106,23 +106,32 @@ class Batch(Protocol):
 class Seq2SeqBatch:
     """Encoder states, and the decoder's cache. All rows are at the same step."""
 
+    scores_BV: torch.Tensor
+    _mask_BL: torch.Tensor
+
     def __init__(self, model: Model, rows: Sequence[Row]) -> None:
-        """Run the encoder, and the decoder on its first token."""
+        """Run the encoder, and the decoder on its first token: each micro-batch by itself, so that no keys and values
+        of padding are computed beyond its own.
+        """
         self._model = model
-        self.rows: list[Row] = []
-        parts = []
-        encoder = model.module.get_encoder()
-        for batch in model.micro_batches(rows):  # longest first: the first is the widest
-            ids_BL, mask_BL = padded_right([row.prompt_ids for row in batch], model.rules.pad_id, model.device)
-            parts.append((encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state, mask_BL))
-            self.rows += batch
-        width = parts[0][1].shape[1]
-        # What pads is never looked at, but must be finite: 0 x NaN is NaN.
-        self._states_BLD = torch.cat([_widen(states, width) for states, _ in parts])
-        self._mask_BL = torch.cat([_widen(mask, width) for _, mask in parts])
-        self._cache: Any = None
         assert model.rules.start_id is not None
-        self.step([model.rules.start_id] * len(self.rows))
+        encoder = model.module.get_encoder()
+        every: list[Row] = []
+        parts = []
+        for batch in model.micro_batches(rows):  # longest first: the first is the widest
+            ids_BL, self._mask_BL = padded_right([row.prompt_ids for row in batch], model.rules.pad_id, model.device)
+            self._states_BLD = encoder(input_ids=ids_BL, attention_mask=self._mask_BL).last_hidden_state
+            self._cache: Any = None
+            self.step([model.rules.start_id] * len(batch))
+            parts.append((self._cache, self._mask_BL, self.scores_BV))
+            every += batch
+        self.rows = every
+        caches, masks, scores = zip(*parts, strict=True)
+        self._mask_BL = torch.cat([_widen(mask, masks[0].shape[1]) for mask in masks])
+        self._cache = _together(caches, self.width)
+        self.scores_BV = torch.cat(scores)
+        # Only their shape is still read: keys and values of the encoder's states are in the cache.
+        self._states_BLD = self._states_BLD[:1, :1].expand(len(every), self.width, -1)
 
     def step(self, tokens: Sequence[int]) -> None:
         """Feed the last token of each row."""
@@ -149,7 +158,7 @@ class Seq2SeqBatch:
         forked.rows = [self.rows[row] for row in index]
         forked._cache = _picked(self._cache, index_B)
         forked._mask_BL = self._mask_BL.index_select(0, index_B)
-        forked._states_BLD = self._states_BLD[:1].expand(len(index), -1, -1)  # only its shape is still read
+        forked._states_BLD = self._states_BLD[:1].expand(len(index), -1, -1)
         return forked
 
     @property
@@ -163,7 +172,6 @@ class Seq2SeqBatch:
         self.rows = [self.rows[row] for row in index]
         self._cache.reorder_cache(index_B)
         self._mask_BL = self._mask_BL.index_select(0, index_B)
-        # Only their shape is still read: keys and values of the encoder's states are in the cache.
         self._states_BLD = self._states_BLD[: len(index)]
 
 
@@ -282,10 +290,29 @@ def _picked(cache: Any, index_B: torch.Tensor) -> Any:
     return picked
 
 
-def _widen(values_BL: torch.Tensor, width: int) -> torch.Tensor:
-    """values_BL or values_BLD with zeros on the right up to `width`."""
-    missing = width - values_BL.shape[1]
-    return torch.nn.functional.pad(values_BL, (0, missing) if values_BL.dim() == 2 else (0, 0, 0, missing))
+def _together(caches: Sequence[Any], width: int) -> Any:
+    """One cache of the rows of several, all after the same step; keys of the encoder's states are widened to `width`.
+
+    What pads is never looked at, but must be finite: 0 x NaN is NaN.
+    """
+    first = caches[0]
+    own, of_encoder = "self_attention_cache", "cross_attention_cache"
+    for name in (own, of_encoder):
+        for layers in zip(*(getattr(cache, name).layers for cache in caches), strict=True):
+            for values in ("keys", "values"):
+                parts_BHTD = [getattr(layer, values) for layer in layers]
+                if name == of_encoder:
+                    parts_BHTD = [
+                        torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2])) for part in parts_BHTD
+                    ]
+                # In one piece, as each step reads them.
+                setattr(layers[0], values, torch.cat(parts_BHTD).contiguous())
+    return first
+
+
+def _widen(mask_BL: torch.Tensor, width: int) -> torch.Tensor:
+    """mask_BL with zeros on the right up to `width`."""
+    return torch.nn.functional.pad(mask_BL, (0, width - mask_BL.shape[1]))
 
 
 def _widen_left(values_BHTD: torch.Tensor, width: int) -> torch.Tensor:

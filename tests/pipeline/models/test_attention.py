@@ -2,7 +2,14 @@ import pytest
 import torch
 import transformers
 
-from pipeline.models.attention import PLAIN, _divided_last, plain_attention, use_plain_attention
+from pipeline.models.attention import (
+    PLAIN,
+    WRITING,
+    _divided_last,
+    plain_attention,
+    use_plain_attention,
+    use_writing_attention,
+)
 
 SMALL = {
     "vocab_size": 100,
@@ -142,3 +149,45 @@ def test_exponentials_whose_sum_can_be_held_and_their_products_with_values_canno
         value = torch.full((1, 1, 2, 4), size).bfloat16()
         found = _divided_last(query, key, value, None, 1.0)
         torch.testing.assert_close(found, value[:, :, :1], atol=0, rtol=1e-2)
+
+
+def test_a_bias_that_layers_share_is_added_to_the_mask_that_is_given_with_it():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 8)
+    bias = torch.randn(1, 4, 7, 7)
+    masks = [torch.zeros(2, 1, 1, 7).index_fill_(3, torch.tensor(unseen), -1e30) for unseen in ([6], [0, 1], [6])]
+    with torch.inference_mode():
+        for mask in masks:
+            wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias + mask, scale=1.0)
+            for _ in range(2):
+                found, _ = plain_attention(torch.nn.Identity().eval(), query, key, value, mask, 1.0, position_bias=bias)
+                torch.testing.assert_close(found.transpose(1, 2), wanted)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_writer_s_steps_over_what_it_keeps_are_those_of_its_own_attention(family):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(CONFIGS[family]).eval()
+    ids, answer = torch.randint(3, 100, (3, 11)), torch.randint(3, 100, (3, 4))
+    mask = (torch.arange(11) < torch.tensor([[11], [5], [8]])).long()
+
+    def logits():
+        states = model.get_encoder()(input_ids=ids, attention_mask=mask)
+        kept, found = None, []
+        for token in answer.split(1, 1):
+            told = model(
+                encoder_outputs=states,
+                attention_mask=mask,
+                decoder_input_ids=token,
+                past_key_values=kept,
+                use_cache=True,
+            )
+            kept = told.past_key_values
+            found.append(told.logits)
+        return torch.cat(found, 1)
+
+    with torch.inference_mode():
+        wanted = logits()
+        use_writing_attention(model)
+        assert model.config._attn_implementation == WRITING
+        torch.testing.assert_close(logits(), wanted, atol=1e-4, rtol=1e-4)

@@ -56,6 +56,43 @@ def test_a_model_says_what_it_said(config: transformers.PretrainedConfig) -> Non
     assert not any(type(part) is nn.Linear for part in model.modules())
 
 
+WRITERS = {
+    "t5": transformers.T5Config(vocab_size=100, d_model=32, d_kv=8, num_layers=2, num_heads=4, d_ff=64, pad_token_id=0),
+    "bart": transformers.BartConfig(
+        vocab_size=100,
+        d_model=32,
+        **{f"{side}_layers": 2 for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": 64 for side in ("encoder", "decoder")},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_a_writer_says_what_it_said_step_by_step(family: str) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(WRITERS[family]).eval().bfloat16()
+    ids, first, second = (torch.randint(3, 100, (3, tokens)) for tokens in (11, 1, 1))
+
+    def steps() -> list[torch.Tensor]:
+        one = model(input_ids=ids, decoder_input_ids=first, use_cache=True)
+        states = transformers.modeling_outputs.BaseModelOutput(one.encoder_last_hidden_state)
+        two = model(encoder_outputs=states, decoder_input_ids=second, past_key_values=one.past_key_values)
+        return [one.logits, two.logits]
+
+    with torch.inference_mode():
+        wanted = steps()
+        prepare_linears(model)
+        for found, right in zip(steps(), wanted, strict=True):
+            close(found, right)
+    across = [part for name, part in model.named_modules() if name.endswith(("EncDecAttention", "encoder_attn"))]
+    assert len(across) == 2
+    for part in across:  # a query is not of the encoder's states, and is computed at each step by itself
+        kinds = [type(layer) for name, layer in part.named_children() if name in ("q", "k", "v", "q_proj", "k_proj")]
+        assert kinds.count(PreparedLinear) == 1
+        assert OneOfSeveral in kinds
+
+
 def test_layers_that_read_the_same_are_one_product_whoever_is_asked_first() -> None:
     torch.manual_seed(0)
     model = transformers.BertModel(transformers.BertConfig(**SMALL)).eval().bfloat16()

@@ -17,6 +17,7 @@ from pipeline.errors import CorpusmillError, ModelError
 from pipeline.inputs import compile_inputs
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
+from pipeline.profile import FIRST_PASS, timed
 from pipeline.quarantine import Problem
 from pipeline.repeats import Cache, Repeats, salt
 from pipeline.survive import annotate_surviving
@@ -130,6 +131,11 @@ class Annotator:
         """All columns that it adds, in the order of the annotations."""
         return [column for task in self._tasks for column in columns_of(task)]
 
+    def import_libraries(self) -> None:
+        """Import torch and transformers, where a model is to be loaded; it takes seconds that are no model's."""
+        if any(spec.model is not None and task.needs for spec, task in zip(self._specs, self._tasks, strict=True)):
+            import pipeline.models.loading  # noqa: F401
+
     def load(self) -> None:
         """Load each distinct model once and hand it to the tasks that use it.
 
@@ -146,8 +152,10 @@ class Annotator:
                 pinned = spec.pinned
                 key = (spec.model.digest, task.needs, pinned.dtype, pinned.device, pinned.token_budget, *own)
                 if key not in held:
-                    held[key] = self._loaded(spec, task.needs, module)
-                task.start(held[key])
+                    with timed("weights"):
+                        held[key] = self._loaded(spec, task.needs, module)
+                with timed(FIRST_PASS):
+                    task.start(held[key])
             except CorpusmillError:
                 raise
             except Exception as error:  # a user's own code may raise anything
@@ -222,10 +230,11 @@ def _annotate_one(
     spec: AnnotationSpec, task: Task, rendered: Rendered, unit: UnitTexts, found: Annotations, cache: Cache | None
 ) -> None:
     settings: AnnotationSettings = task.config
-    if cache is None:
-        annotation, computed = annotate_surviving(task, unit.texts(task, rendered)), len(rendered.firsts_U)
-    else:
-        annotation, computed = annotate_with(cache, salt(spec.decisive()), task, rendered, unit)
+    with timed("annotate", annotation=settings.name):
+        if cache is None:
+            annotation, computed = annotate_surviving(task, unit.texts(task, rendered)), len(rendered.firsts_U)
+        else:
+            annotation, computed = annotate_with(cache, salt(spec.decisive()), task, rendered, unit)
     annotation = of_all(annotation, rendered.which_R)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}

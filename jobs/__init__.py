@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["plan", "preview", "retry", "run", "status", "verify"]
 
 
-def run(path: str, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Mapping[str, Any]:
-    """Run a job file to its end, or on from where an earlier run stopped; the manifest of its output."""
+def run(
+    path: str, overrides: Sequence[str] = (), watcher: Watcher | None = None, profile: bool = False
+) -> Mapping[str, Any]:
+    """Run a job file to its end, or on from where an earlier run stopped; the manifest of its output.
+
+    `profile` keeps where the time of labeling went, in the output's `metadata/profile.json` and `profile.png`.
+    """
     from jobs import kinds
 
-    return kinds.run(path, overrides, watcher or Silent()).manifest
+    return kinds.run(path, overrides, watcher or Silent(), profile=profile).manifest
 
 
 def preview(path: str, rows: int = 10, overrides: Sequence[str] = ()) -> "pa.Table":

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline.annotate import Outcome as RunOutcome
 
 
+PROFILES = True
+"""A run can tell where its time went."""
+
+
 class AnnotateFile(AnnotateJob):
     """A whole job file of kind `annotate`."""
 
@@ -71,12 +75,12 @@ def parse(document: Mapping[str, Any], source: str) -> AnnotateFile:
     return jobfile.parse(document, AnnotateFile, source)
 
 
-def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float) -> Outcome:
-    """Run a job to its end, or on from where an earlier run stopped."""
+def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float, profile: bool = False) -> Outcome:
+    """Run a job to its end, or on from where an earlier run stopped; `profile` keeps where the time went."""
     job = parse(document, source)
     from pipeline.annotate import annotate  # a wrong job file is told before this is imported
 
-    return _outcome(job, annotate(job, RayCluster(job.cluster), watcher, began))
+    return _outcome(job, annotate(job, RayCluster(job.cluster), watcher, began, profile))
 
 
 def preview(document: Mapping[str, Any], source: str, rows: int) -> "pa.Table":

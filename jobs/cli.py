@@ -105,12 +105,19 @@ def _options(
 
 
 @app.command()
-def run(job: Job, override: Override = None, as_json: Json = False) -> None:
+def run(
+    job: Job,
+    override: Override = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Keep where the time went: metadata/profile.json and .png.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Run a job, or go on where it stopped. Ends with 5 where a trained model does not pass its gate."""
     with _watched() as watcher:
         from jobs import kinds
 
-        outcome = kinds.run(job, override or [], watcher, _BEGAN)
+        outcome = kinds.run(job, override or [], watcher, _BEGAN, profile=profile)
     _tell(outcome, as_json)
 
 

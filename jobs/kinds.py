@@ -3,7 +3,8 @@
     kind: annotate   -> jobs.annotate.run(document, "topics.yaml", watcher, began)
 
 A kind's module has `parse` and `run`, which take the document of a job file and the name that messages give it; also
-`preview` and `plan` where the kind has rows to look at before it runs.
+`preview` and `plan` where the kind has rows to look at before it runs, and `PROFILES = True` where its `run` takes
+`profile`.
 """
 
 import importlib
@@ -97,12 +98,27 @@ def module_of(kind: str) -> ModuleType:
     return importlib.import_module(f"jobs.{kind}")
 
 
-def run(path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
-    """Run a job file to its end, or on from where an earlier run stopped; `began`: the process's start, monotonic."""
+def run(
+    path: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None, profile: bool = False
+) -> Outcome:
+    """Run a job file to its end, or on from where an earlier run stopped; `began`: the process's start, monotonic.
+
+    `profile` keeps where the time went. Raises JobError for a kind that cannot tell.
+    """
     began = time.monotonic() if began is None else began
     job = load(path, overrides)
-    done: Outcome = job.module.run(job.document, path, watcher, began)
+    if profile and not can_profile(job.kind):
+        raise JobError(
+            f"{path}: --profile shows where the time of labeling went, and there is none for a job of kind {job.kind}; "
+            "run it without"
+        )
+    done: Outcome = job.module.run(job.document, path, watcher, began, **({"profile": True} if profile else {}))
     return done
+
+
+def can_profile(kind: str) -> bool:
+    """Whether the `run` of that kind takes `profile`, as its module says."""
+    return bool(getattr(module_of(kind), "PROFILES", False))
 
 
 def preview(path: str, overrides: Sequence[str], rows: int) -> "pa.Table":

@@ -29,6 +29,9 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+PROFILES = True
+"""A run can tell where the time of its labeling steps went."""
+
 _NAMED = re.compile(r"steps:([0-9]+)")
 _NAMES_A_MODEL = {"model", "ref", "not_worse_than", "teacher"}
 """Keys whose value may be `steps:0`."""
@@ -119,16 +122,24 @@ def parse(document: Mapping[str, Any], source: str) -> StepsFile:
     return job.model_copy(update={"steps": steps})
 
 
-def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float) -> Outcome:
-    """Run the steps in their order, up to the first that fails; each goes on where an earlier run of it stopped."""
+def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float, profile: bool = False) -> Outcome:
+    """Run the steps in their order, up to the first that fails; each goes on where an earlier run of it stopped.
+
+    `profile` keeps where the time went of those that can tell. Raises JobError where none can.
+    """
     steps = parse(document, source).steps
+    profiled = [profile and kinds.can_profile(step["kind"]) for step in steps]
+    if profile and not any(profiled):
+        raise JobError(f"{source}: --profile shows where the time of labeling went, and no step labels; run it without")
     names = [f"{step['kind']} -> {step['output']['path']}" for step in steps]
     done: list[kinds.Outcome] = []
     for number, step in enumerate(steps):
         watcher.note(f"step {number + 1} of {len(steps)}: {names[number]}")
         place = f"{source}: steps.{number}"
         try:
-            done.append(_module(step, place).run(step, place, watcher, time.monotonic() if number else began))
+            options = {"profile": True} if profiled[number] else {}
+            begins = time.monotonic() if number else began
+            done.append(_module(step, place).run(step, place, watcher, begins, **options))
         except CorpusmillError as error:
             error.add_note(f"this was steps.{number} ({names[number]}) of {source}; the same command goes on with it")
             raise

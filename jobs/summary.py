@@ -90,7 +90,11 @@ def finished(summary: Mapping[str, Any]) -> RenderableType:
         told.append(("speed", speed(summary)))
         annotations: Mapping[str, Any] = summary.get("annotations", {})
         told += [("engine", f"{name}: {trial(each)}") for name, each in annotations.items() if each.get("tried")]
+        if summary.get("startup"):
+            told.append(("start-up", started(summary["startup"])))
     told.append(("output", f"{output}/data"))
+    if summary.get("profile"):
+        told.append(("profile", profiled(summary["profile"])))
     if summary["rows_quarantined"] or summary["units_quarantined"]:
         told.append(("set aside", f"{output}/quarantine: each row with the reason"))
         told.append(("next", f"corpusmill retry {shlex.quote(output)}: once more, when the cause is gone"))
@@ -129,6 +133,38 @@ def trial(annotation: Mapping[str, Any]) -> str:
         for each in annotation["tried"]
     ]
     return f"{annotation['engine']} by {annotation['token_budget']:,} tokens, after a trial ({', '.join(tried)})"
+
+
+_STARTUP = {
+    "planning": "planning",
+    "ray": "Ray",
+    "trial": "trial of engines",
+    "actors": "actors",
+    "imports": "imports",
+    "models": "models",
+    "first_unit": "first unit",
+}
+
+
+def started(startup: Mapping[str, float]) -> str:
+    """`0:12: planning 2.1 s, Ray 4.0 s, actors 1.8 s, imports 2.4 s, models 0.4 s, first unit 1.1 s`."""
+    each = ", ".join(f"{name} {startup[key]:.1f} s" for key, name in _STARTUP.items() if startup[key] >= 0.05)
+    return f"{duration(sum(startup.values()))}: {each}"
+
+
+def profiled(profile: Mapping[str, Any]) -> str:
+    """The share of each stage of the actors' time, and where the trace and the picture lie."""
+    stages: Mapping[str, float] = profile["seconds"].get("actors", {})
+    whole = sum(stages.values())
+    of = f" of {counted(profile['actors'], 'actor')}, {whole:,.1f} s together"
+    ranked = ", ".join(
+        f"{stage} {_percent(round(seconds * 1000), round(whole * 1000))}" for stage, seconds in stages.items()
+    )
+    files = [f"{profile['trace']}: open it in ui.perfetto.dev or chrome://tracing"]
+    files += [profile["picture"]] if profile["picture"] else []
+    before = profile["units_before"]
+    alone = [f"of this execution alone, not of the {counted(before, 'unit')} before"] if before else []
+    return "\n".join([*([ranked + of] if stages else []), *alone, *files])
 
 
 def planned(plan: Mapping[str, Any]) -> RenderableType:

@@ -41,10 +41,11 @@ from pipeline.planning import (
     trials,
     with_gold_of,
 )
+from pipeline.profiling import Profiling
 from pipeline.progress import Watcher
 from pipeline.repeats import Cache, Repeats
 from pipeline.stages import Order, Work
-from pipeline.summary import Pace, Quarantine, Tally, lowered_budgets, over_limit
+from pipeline.summary import Pace, Quarantine, Startup, Tally, lowered_budgets, over_limit
 from pipeline.trial import decided, try_out
 from pipeline.workers import Cluster, Pools
 
@@ -66,6 +67,7 @@ class Run:
     receipts: dict[str, Receipt]
     began: float
     notes: list[str] = field(default_factory=list)
+    profiling: Profiling | None = None
 
     def work(self) -> Work:
         """What the stages of this run share."""
@@ -91,6 +93,7 @@ class Run:
             token_budget={name: pin.token_budget for name, pin in pins.items()},
             pools=passes(self.job, self.models, self.plan, self.pools),
             repeats=_repeats(self.job),
+            profile=self.profiling is not None,
         )
 
 
@@ -110,14 +113,19 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | None = None) -> Outcome:
+def annotate(
+    job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float | None = None, profile: bool = False
+) -> Outcome:
     """Run a job to its end, or on from where an earlier run of it stopped.
 
-    `began` is the monotonic second at which the process started, for the summary.
+    `began` is the monotonic second at which the process started, for the summary. `profile` keeps where the time of
+    this execution went, as a trace and a picture, in `metadata/`.
 
     Raises JobError and its kinds before anything is computed, RunError half-way, Interrupted on Ctrl-C.
     """
     began = time.monotonic() if began is None else began
+    profiling = Profiling(watcher, began) if profile else None
+    watcher = watcher if profiling is None else profiling.phases
     watcher.phase("planning")
     store = Store.at(job.output.path)
     check_apart(job.corpus, store.root)
@@ -131,6 +139,7 @@ def annotate(job: AnnotateJob, cluster: Cluster, watcher: Watcher, began: float 
     fresh = new_plan(job, models, pools) if begun is None else None
     with Lease.acquire(store, run_id := new_run_id()) as lease:
         run = _open(job, models, store, pools, fresh, lease.epoch, run_id, began)
+        run.profiling = profiling
         for note in run.notes:
             watcher.note(note)
         orders = [Order(unit) for unit in run.plan.units if unit.id not in run.receipts]
@@ -179,6 +188,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         began=time.monotonic(),
         quarantine=Quarantine(run.job.limits, run.plan),
         pace=Pace(actors),
+        startup=(startup := Startup(run.began, time.time() - time.monotonic())),
     )
     again = {order.unit.id for order in orders}
     tally.stands(receipt for unit, receipt in run.receipts.items() if unit not in again)
@@ -187,8 +197,11 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
     try:
         _check_limit(run, tally)
         watcher.phase(f"starting Ray and {actors} actors")
+        startup.planned = time.monotonic()
         with cluster.connected():
+            startup.connected = time.monotonic()
             _choose_engines(run, orders, watcher)
+            startup.chosen = time.monotonic()
             watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
                 tally.came(receipt, run.receipts.get(receipt.unit), time.monotonic(), told)
@@ -248,6 +261,8 @@ def _receipts(run: Run, orders: list[Order]) -> Iterator[tuple[Receipt, Mapping[
     from pipeline.stream import stream_with_suspects  # Ray: a finished run needs none
 
     for told in stream_with_suspects(orders, run.work()):
+        if run.profiling is not None:
+            run.profiling.took(told)
         if told["state"] == "fatal":
             raise _error_of(told)
         if told["state"] == "kept":  # a retry that could read less than before
@@ -288,7 +303,10 @@ def finish(run: Run, tally: Tally, skipped: int, watcher: Watcher) -> Outcome:
     if not complete and not (over and run.job.limits.stop_early):
         missing = sum(unit.id not in run.receipts for unit in run.plan.units)
         raise RunError(f"{missing} of {len(run.plan.units)} units came to no end; the same command goes on")
-    return Outcome(_summary(run, tally, skipped, metrics), manifest, OVER_LIMIT if over else 0, tuple(run.notes))
+    summary = _summary(run, tally, skipped, metrics)
+    if run.profiling is not None:
+        summary["profile"] = run.profiling.written(run.store, run.run_id, summary["units_done"], skipped)
+    return Outcome(summary, manifest, OVER_LIMIT if over else 0, tuple(run.notes))
 
 
 def _metrics(run: Run, files: list[dict[str, Any]], watcher: Watcher) -> dict[str, Measured]:
@@ -324,6 +342,7 @@ def _summary(run: Run, tally: Tally, skipped: int, metrics: Mapping[str, Measure
         "padding_tokens": tally.padding_tokens,
         "seconds": round(now - run.began, 3),
         "seconds_to_first_receipt": None if pace.first is None else round(pace.first - run.began, 3),
+        "startup": None if tally.startup is None else tally.startup.seconds(),
         "tokens_per_second": pace.tokens_per_second(),
         "annotations": {
             name: {

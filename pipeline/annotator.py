@@ -20,6 +20,7 @@ from pipeline.models.device import may_pack
 from pipeline.models.engines import TORCH
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.planfile import PinnedAnnotation
+from pipeline.profile import FIRST_PASS, timed
 from pipeline.quarantine import Problem
 from pipeline.repeats import Cache, Repeats, salt
 from pipeline.survive import annotate_surviving
@@ -148,6 +149,11 @@ class Annotator:
         """All columns that it adds, in the order of the annotations."""
         return [column for task in self._tasks for column in columns_of(task)]
 
+    def import_libraries(self) -> None:
+        """Import torch and transformers, where a model is to be loaded; it takes seconds that are no model's."""
+        if any(spec.model is not None and task.needs for spec, task in zip(self._specs, self._tasks, strict=True)):
+            import pipeline.models.loading  # noqa: F401
+
     def load(self) -> None:
         """Load each distinct model once and hand it to the tasks that use it.
 
@@ -172,8 +178,10 @@ class Annotator:
                     *own,
                 )
                 if key not in held:
-                    held[key] = self._loaded(spec, task.needs, module)
-                task.start(held[key])
+                    with timed("weights"):
+                        held[key] = self._loaded(spec, task.needs, module)
+                with timed(FIRST_PASS):
+                    task.start(held[key])
                 self._budgets[spec.name] = held[key].budget
             except CorpusmillError:
                 raise
@@ -263,10 +271,11 @@ def _annotate_one(
     spec: AnnotationSpec, task: Task, rendered: Rendered, unit: UnitTexts, found: Annotations, cache: Cache | None
 ) -> None:
     settings: AnnotationSettings = task.config
-    if cache is None:
-        annotation, computed = annotate_surviving(task, unit.texts(task, rendered)), len(rendered.firsts_U)
-    else:
-        annotation, computed = annotate_with(cache, salt(spec.decisive()), task, rendered, unit)
+    with timed("annotate", annotation=settings.name):
+        if cache is None:
+            annotation, computed = annotate_surviving(task, unit.texts(task, rendered)), len(rendered.firsts_U)
+        else:
+            annotation, computed = annotate_with(cache, salt(spec.decisive()), task, rendered, unit)
     annotation = of_all(annotation, rendered.which_R)
     failures = dict(rendered.failures)
     failures |= {rendered.rows_R[index]: failure for index, failure in annotation.failures.items()}

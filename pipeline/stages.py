@@ -33,6 +33,7 @@ from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
 from pipeline.output.receipts import load as load_receipt
 from pipeline.output.storage import Store
+from pipeline.profile import Span, as_told, recorded, timed
 from pipeline.quarantine import Lost, Problem, Reason
 from pipeline.repeats import Repeats
 from pipeline.workers import Pools, section
@@ -58,6 +59,7 @@ class Work:
     pools: Pools  # in the order in which a unit passes them
     repeats: Repeats = Repeats()  # noqa: RUF009 - frozen
     alone: bool = False  # nothing runs beside a unit: who dies now is to blame
+    profile: bool = False  # tell with each unit where the time went
 
     @property
     def pools_ahead(self) -> list[str | None]:
@@ -90,6 +92,14 @@ def fatal(unit: str, error: BaseException) -> Envelope:
 
 def read(order: Order, work: Work) -> Envelope:
     """Read a unit. What cannot be read is told as lost; a unit that killed its readers is lost whole."""
+    with recorded(work.profile) as spans, timed("read", unit=order.unit.id):
+        answer = _read(order, work)
+    if work.profile:
+        answer.told["profile"] = [as_told("reader", spans)]
+    return answer
+
+
+def _read(order: Order, work: Work) -> Envelope:
     unit = order.unit
     try:
         attempt = Attempt(work.store, work.epoch, unit.id, "read")
@@ -196,24 +206,46 @@ class AnnotateStage:
 
     work: Work
     pool: str | None = None
+    own_process: bool = False  # nobody else imports anything here
     annotator: Annotator = field(init=False)
     broken: Envelope | None = field(init=False, default=None)
     ready: float = field(init=False, default=0.0)
     name: str = field(init=False, default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    loaded: dict[str, float] = field(init=False)
+    _untold: list[Span] = field(init=False)
 
     def __post_init__(self) -> None:
         """Load. What goes wrong is told with the first unit, once, instead of by restarts without end."""
-        try:
-            specs = self.work.annotations
-            here = [spec for spec in specs if spec.pool == self.pool]
-            self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
-            _load(self.annotator, self.work, self.pool)
-        except Exception as error:  # noqa: BLE001 - the boundary of a process
-            self.broken = fatal("", error)
+        began = time.monotonic()
+        with recorded() as spans:
+            try:
+                with timed("imports"):
+                    if self.own_process and self.work.reads_alone(self.pool):
+                        from pipeline.models.lean import import_lean  # torch takes seconds; some jobs need none
+
+                        import_lean()
+                    specs = self.work.annotations
+                    here = [spec for spec in specs if spec.pool == self.pool]
+                    self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
+                    self.annotator.import_libraries()
+                _load(self.annotator, self.work, self.pool)
+            except Exception as error:  # noqa: BLE001 - the boundary of a process
+                self.broken = fatal("", error)
         self.ready = time.monotonic()
+        imports = sum(each.seconds for each in spans if each.name == "imports")
+        self.loaded = {"at": time.time(), "imports": imports, "models": self.ready - began - imports}
+        self._untold = spans if self.work.profile else []
 
     def __call__(self, envelope: Envelope) -> Envelope:
         """Annotate the rows of one unit."""
+        with recorded(self.work.profile) as spans, timed("unit", unit=envelope.unit):
+            answer = self._through(envelope)
+        if self.work.profile:
+            answer.told["profile"] = [*envelope.told.get("profile", []), as_told("actor", self._untold + spans)]
+            self._untold = []
+        return answer
+
+    def _through(self, envelope: Envelope) -> Envelope:
         if self.broken is not None:
             return self.broken
         if envelope.state not in ("read", "annotated") or envelope.rows is None:
@@ -237,6 +269,7 @@ class AnnotateStage:
             "seconds": envelope.told.get("seconds", 0.0) + seconds,
             # The actors of the pools before have held their models for so much longer by now.
             "since_ready": {actor: since + seconds for actor, since in before.items()} | {self.name: now - self.ready},
+            "loaded": envelope.told.get("loaded", {}) | {self.name: self.loaded},
         }
         return answer
 
@@ -311,6 +344,14 @@ def _load(annotator: Annotator, work: Work, pool: str | None) -> None:
 
 def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
     """Write what the unit became; the receipt last. Returns what the driver is told."""
+    with recorded(work.profile) as spans, timed("commit", unit=envelope.unit):
+        answer = _commit(envelope, work)
+    if work.profile:
+        answer["profile"] = [*envelope.told.get("profile", []), as_told("commit", spans)]
+    return answer
+
+
+def _commit(envelope: Envelope, work: Work) -> dict[str, Any]:
     if envelope.state in ("suspect", "kept", "fatal"):
         return {"state": envelope.state, "unit": envelope.unit, **envelope.told}
     try:
@@ -322,7 +363,7 @@ def commit(envelope: Envelope, work: Work) -> dict[str, Any]:
     return {"state": "done", "unit": envelope.unit, **{name: envelope.told.get(name) for name in _TOLD}}
 
 
-_TOLD = ("seconds", "since_ready", "seconds_by_annotation", "repeated_by_annotation")
+_TOLD = ("seconds", "since_ready", "loaded", "seconds_by_annotation", "repeated_by_annotation")
 """Of a unit that is done, for the summary of this run alone."""
 
 

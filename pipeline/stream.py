@@ -85,11 +85,7 @@ class _AnnotateBlocks:
     """The actor that Ray Data makes: a stage over blocks."""
 
     def __init__(self, work: Work, pool: str | None) -> None:
-        if work.reads_alone(pool):
-            from pipeline.models.lean import import_lean  # torch takes seconds; a job without models needs none
-
-            import_lean()
-        self._stage = AnnotateStage(work, pool)
+        self._stage = AnnotateStage(work, pool, own_process=True)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return self._stage(Envelope.of_block(block)).to_block()

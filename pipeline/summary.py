@@ -59,6 +59,43 @@ def _share_after(start: float, began: float, ended: float) -> float:
     return min(1.0, max(0.0, (ended - max(began, start)) / (ended - began)))
 
 
+@dataclass(slots=True)
+class Startup:
+    """What a run did before its first receipt. Seconds of one monotonic clock, the driver's."""
+
+    began: float
+    epoch: float  # that clock's 0 in seconds since 1970
+    planned: float | None = None  # when Ray was about to start
+    connected: float | None = None  # when it ran
+    chosen: float | None = None  # when engines were tried out, where a trial was worth it
+    _first: dict[str, float] | None = None
+
+    def came(self, arrived: float, told: Mapping[str, Any]) -> None:
+        """A unit came; the first one ends the start-up. Of its actors, it waited for the one that was ready last."""
+        if self._first is not None or self.planned is None or self.connected is None or not told.get("loaded"):
+            return
+        chosen = self.chosen or self.connected
+        last = max(told["loaded"].values(), key=lambda each: float(each["at"]))
+        # The clock of the actor's node may differ: it was ready after Ray ran, and before it had computed the unit.
+        ready = min(max(last["at"] - self.epoch, chosen), arrived - min(told["since_ready"].values()))
+        self._first = {
+            "planning": self.planned - self.began,
+            "ray": self.connected - self.planned,
+            "trial": chosen - self.connected,
+            "actors": max(0.0, ready - chosen - last["imports"] - last["models"]),
+            "imports": last["imports"],
+            "models": last["models"],
+            "first_unit": arrived - ready,
+        }
+
+    def seconds(self) -> dict[str, float] | None:
+        """One after the other: planning; starting Ray; trying engines; until the actor's process runs; its imports of
+        torch and transformers; its models; its first unit, from the wait for it to its receipt. None before the first
+        receipt.
+        """
+        return None if self._first is None else {name: round(seconds, 3) for name, seconds in self._first.items()}
+
+
 class Quarantine:
     """How many rows are set aside, receipt by receipt, and whether that is more than the job allows.
 
@@ -126,6 +163,7 @@ class Tally:
     began: float  # when the first unit could start, by the driver's monotonic clock
     quarantine: Quarantine
     pace: Pace
+    startup: Startup | None = None
     units_done: int = 0
     rows_done: int = 0
     rows_before: int = 0
@@ -162,6 +200,8 @@ class Tally:
         if told.get("since_ready"):
             if self.pace.first is None:
                 self.rows_first = receipt.rows_read
+            if self.startup is not None:
+                self.startup.came(arrived, told)
             self.pace.took(arrived, told["seconds"], told["since_ready"], tokens)
 
     def _eta(self, now: float) -> float | None:

@@ -6,19 +6,15 @@ Each takes a table as `Measured.tables` holds it, or the steps that a training l
 another part of the process draws with matplotlib is not touched. L labels.
 """
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import JobError
+from pipeline.metrics import look
 from pipeline.metrics.libraries import library
 
-_DOTS_PER_INCH = 150
-_INK, _PALE, _GRID = "#22303c", "#7b8894", "#e4e8ec"
-_BLUE, _LIGHT_BLUE, _ORANGE, _GREEN = "#2f6fad", "#8bb8de", "#d9772b", "#3d8f6a"
 _FIGURES_IN_CELLS = 20  # labels; with more the cells are too small to hold numbers
 _FEW_STEPS = 25
 _LONGEST_NAME = 28  # characters of a label beside an axis
@@ -36,7 +32,7 @@ def confusion(table: Mapping[str, Any], title: str = "Confusion") -> bytes:
     side = min(3.2 + 0.17 * len(labels), 24) if len(labels) > _FIGURES_IN_CELLS else 3.2 + 0.42 * len(labels)
     names = [_short(label) for label in labels]
     beside = 0.085 * max(map(len, names), default=0)
-    figure = _figure(side + beside + 0.8, side + beside)
+    figure = look.figure(side + beside + 0.8, side + beside)
     axes = figure.add_subplot()
     # The square root lets 2% of a row be seen beside 90%: confusions are what one looks for.
     norm = library("matplotlib.colors").PowerNorm(0.5, 0, 1)
@@ -59,14 +55,14 @@ def confusion(table: Mapping[str, Any], title: str = "Confusion") -> bytes:
                 ha="center",
                 va="center",
                 fontsize=7,
-                color="white" if shares_LL[row, column] > 0.35 else _INK,
+                color="white" if shares_LL[row, column] > 0.35 else look.INK,
             )
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, shrink=0.6, ticks=[0, 0.02, 0.1, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "2%", "10%", "25%", "50%", "100%"], fontsize=8)
     bar.set_label("of the rows of a gold label")
     bar.outline.set_visible(False)
-    _finish(axes, title, spines=())
-    return _png(figure)
+    look.finish(axes, title, spines=())
+    return look.png(figure)
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], title: str = "Calibration", ece: float | None = None) -> bytes:
@@ -74,24 +70,24 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str = "Calibration", e
 
     `bins` as `tables["reliability"]` holds them.
     """
-    figure = _figure(5.6, 6.2)
+    figure = look.figure(5.6, 6.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     middles = [(each["low"] + each["high"]) / 2 for each in bins]
     widths = [0.94 * (each["high"] - each["low"]) for each in bins]
     right, confidence = ([each[name] for each in bins] for name in ("right", "confidence"))
-    above.plot([0, 1], [0, 1], color=_PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    above.bar(middles, right, widths, color=_BLUE, alpha=0.85, label="share that is right", zorder=2)
-    above.vlines(confidence, right, confidence, color=_ORANGE, linewidth=2, zorder=3)
-    above.scatter(confidence, confidence, s=14, color=_ORANGE, label="mean confidence", zorder=4)
+    above.plot([0, 1], [0, 1], color=look.PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    above.bar(middles, right, widths, color=look.BLUE, alpha=0.85, label="share that is right", zorder=2)
+    above.vlines(confidence, right, confidence, color=look.ORANGE, linewidth=2, zorder=3)
+    above.scatter(confidence, confidence, s=14, color=look.ORANGE, label="mean confidence", zorder=4)
     above.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1))
-    above.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=_INK, reverse=True)
-    below.bar(middles, [each["rows"] for each in bins], widths, color=_PALE, zorder=2)
+    above.legend(frameon=False, loc="upper left", fontsize=9, labelcolor=look.INK, reverse=True)
+    below.bar(middles, [each["rows"] for each in bins], widths, color=look.PALE, zorder=2)
     below.set(xlabel="confidence", ylabel="rows")
     below.yaxis.set_major_locator(library("matplotlib.ticker").MaxNLocator(3, integer=True))
     below.yaxis.set_major_formatter(_thousands())
-    _finish(above, title if ece is None else f"{title}: expected error {ece:.3f}")
-    _finish(below)
-    return _png(figure)
+    look.finish(above, title if ece is None else f"{title}: expected error {ece:.3f}")
+    look.finish(below)
+    return look.png(figure)
 
 
 def classes(per_class: Sequence[Mapping[str, Any]], title: str = "F1 of each label") -> bytes:
@@ -101,26 +97,26 @@ def classes(per_class: Sequence[Mapping[str, Any]], title: str = "F1 of each lab
     """
     lines = sorted(per_class, key=lambda line: (-line["gold"], line["label"]))
     places = np.arange(len(lines))
-    figure = _figure(7, 1.4 + 0.19 * max(4, len(lines)))
+    figure = look.figure(7, 1.4 + 0.19 * max(4, len(lines)))
     axes = figure.add_subplot()
-    axes.barh(places, [line["f1"] for line in lines], 0.72, color=_LIGHT_BLUE, zorder=2)
+    axes.barh(places, [line["f1"] for line in lines], 0.72, color=look.LIGHT_BLUE, zorder=2)
     known = [(place, line) for place, line in enumerate(lines) if line["f1_low"] is not None]
     axes.hlines(
         [place for place, _ in known],
         [line["f1_low"] for _, line in known],
         [line["f1_high"] for _, line in known],
-        color=_INK,
+        color=look.INK,
         linewidth=1.3,
         zorder=3,
     )
     for place, line in enumerate(lines):
-        axes.text(1.015, place, f"{line['gold']:,}", va="center", fontsize=8, color=_PALE)
-    axes.text(1.015, -1, "gold", va="center", fontsize=8, color=_PALE)
+        axes.text(1.015, place, f"{line['gold']:,}", va="center", fontsize=8, color=look.PALE)
+    axes.text(1.015, -1, "gold", va="center", fontsize=8, color=look.PALE)
     axes.set_yticks(places, [_short(line["label"]) for line in lines], fontsize=8, parse_math=False)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.4, -0.6), xlabel="F1")
     axes.tick_params(axis="y", length=0)
-    _finish(axes, title, spines=("bottom",))
-    return _png(figure)
+    look.finish(axes, title, spines=("bottom",))
+    return look.png(figure)
 
 
 def course(steps: Sequence[Mapping[str, float]], title: str = "Training") -> bytes:
@@ -136,14 +132,14 @@ def course(steps: Sequence[Mapping[str, float]], title: str = "Training") -> byt
     figures = sorted({name for each in steps for name in each if _is_measured(name)})
     rates = _series(steps, "learning_rate")
     heights = [3, *[1.6] * bool(figures), *[1.1] * bool(rates)]
-    figure = _figure(7.2, 1.4 + 1.1 * sum(heights))
+    figure = look.figure(7.2, 1.4 + 1.1 * sum(heights))
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     training = _series(steps, "loss")
-    _line(panels[0], training, _BLUE, linewidth=0.8, alpha=0.35)
+    _line(panels[0], training, look.BLUE, linewidth=0.8, alpha=0.35)
     if training:
-        _line(panels[0], _smooth(training), _BLUE, label="training")
+        _line(panels[0], _smooth(training), look.BLUE, label="training")
     if held_out := _series(steps, "eval_loss"):
-        _line(panels[0], held_out, _ORANGE, label="validation")
+        _line(panels[0], held_out, look.ORANGE, label="validation")
     panels[0].set(ylabel="loss")
     if figures:
         palette = library("matplotlib").colormaps["tab10"].colors
@@ -152,17 +148,17 @@ def course(steps: Sequence[Mapping[str, float]], title: str = "Training") -> byt
             _line(panels[1], _series(steps, name), palette[place % len(palette)], label=label)
         panels[1].set(ylabel="validation")
     if rates:
-        _line(panels[-1], rates, _GREEN)
+        _line(panels[-1], rates, look.GREEN)
         panels[-1].set(ylabel="learning rate")
         panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     panels[-1].set(xlabel="step")
     panels[-1].xaxis.set_major_locator(library("matplotlib.ticker").MaxNLocator(integer=True, min_n_ticks=1))
     panels[-1].xaxis.set_major_formatter(_thousands())
     for axes in panels:
-        _finish(axes, title if axes is panels[0] else None)
+        look.finish(axes, title if axes is panels[0] else None)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9, ncols=3, labelcolor=_INK)
-    return _png(figure)
+            axes.legend(frameon=False, fontsize=9, ncols=3, labelcolor=look.INK)
+    return look.png(figure)
 
 
 def _line(axes: Any, series: Sequence[tuple[float, float]], color: Any, **options: Any) -> None:
@@ -202,7 +198,7 @@ def _thousands() -> Any:
 
 def _shades() -> Any:
     return library("matplotlib.colors").LinearSegmentedColormap.from_list(
-        "blues", ["#f6f8fa", "#c5dbef", "#7fb0d8", _BLUE, "#173f69"]
+        "blues", ["#f6f8fa", "#c5dbef", "#7fb0d8", look.BLUE, "#173f69"]
     )
 
 
@@ -211,53 +207,20 @@ def rates(figures: Mapping[str, tuple[float, float, float]], unit: str, title: s
     names = [_short(name) for name in figures]
     medians_N, least_N, most_N = np.array(list(figures.values()), np.float64).T
     places_N = np.arange(len(names))
-    figure = _figure(7.6, 1.1 + 0.42 * len(names))
+    figure = look.figure(7.6, 1.1 + 0.42 * len(names))
     axes = figure.add_subplot()
-    axes.barh(places_N, medians_N, color=[_BLUE, *[_LIGHT_BLUE] * (len(names) - 1)], height=0.62, zorder=2)
+    axes.barh(places_N, medians_N, color=[look.BLUE, *[look.LIGHT_BLUE] * (len(names) - 1)], height=0.62, zorder=2)
     spans = [medians_N - least_N, most_N - medians_N]
-    axes.errorbar(medians_N, places_N, xerr=spans, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5, zorder=3)
+    axes.errorbar(medians_N, places_N, xerr=spans, fmt="none", ecolor=look.INK, elinewidth=1, capsize=2.5, zorder=3)
     for place, median, most in zip(places_N, medians_N, most_N, strict=True):
         axes.annotate(
-            f"{median:,.0f}", (most, place), (6, 0), textcoords="offset points", va="center", fontsize=9, color=_INK
+            f"{median:,.0f}", (most, place), (6, 0), textcoords="offset points", va="center", fontsize=9, color=look.INK
         )
     axes.set_yticks(places_N, names, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.16 * most_N.max())
     axes.xaxis.set_major_formatter(library("matplotlib.ticker").StrMethodFormatter("{x:,.0f}"))
     axes.set(xlabel=unit)
-    _finish(axes, title, spines=("bottom",))
+    look.finish(axes, title, spines=("bottom",))
     axes.tick_params(axis="y", length=0)
-    return _png(figure)
-
-
-def _figure(width_inches: float, height_inches: float) -> Any:
-    """An empty figure of its own; the constrained layout keeps names inside it."""
-    return library("matplotlib.figure").Figure((width_inches, height_inches), layout="constrained")
-
-
-def _finish(axes: Any, title: str | None = None, spines: Sequence[str] = ("left", "bottom")) -> None:
-    """The same look for all: ink that is not black, a light grid behind, no box around."""
-    if title is not None:
-        axes.set_title(title, loc="left", fontsize=12, color=_INK, pad=12, fontweight="bold", parse_math=False)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in spines)
-        spine.set_color(_GRID)
-    axes.tick_params(colors=_INK)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    if spines:
-        axes.grid(color=_GRID, linewidth=0.8, zorder=0, axis="both" if "left" in spines else "x")
-        axes.set_axisbelow(True)
-
-
-def _png(figure: Any) -> bytes:
-    """The picture; without the date and version of the library, so that equal figures give equal files."""
-    canvas = library("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        # A letter that the font lacks is drawn as an empty box: no reason to trouble anybody.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        canvas.print_figure(
-            picture, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
-        )
-    return picture.getvalue()
+    return look.png(figure)

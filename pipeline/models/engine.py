@@ -20,6 +20,7 @@ import torch
 from pipeline.batching import TokenBudget, micro_batches, padding
 from pipeline.errors import RunError
 from pipeline.models.rows import PackedRows, brought
+from pipeline.profile import timed
 from pipeline.quarantine import Failure, Reason
 from pipeline.text.tokens import Ids
 from pipeline.workers import Device
@@ -175,7 +176,7 @@ class _Loop(Generic[Found]):
     def run(self) -> None:
         """Compute all; `keep` is told what came of each, in any order."""
         began = time.perf_counter()
-        with torch.inference_mode():
+        with timed("forward"), torch.inference_mode():
             while self._waiting or self._pending:
                 if self._waiting and len(self._pending) < self._ahead:
                     self._begin(self._waiting.pop())

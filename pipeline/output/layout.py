@@ -4,6 +4,7 @@
       data/section=games/part-6f1c…-1.parquet        what readers read
       quarantine/section=games/part-6f1c…-1.parquet  rows that could not be annotated
       metadata/plan.json, receipts/6f1c….json, manifest.json, epoch.json, lease, holder.json, tmp/
+      metadata/profile.json, profile.png             where the time of the last profiled execution went
 
 All paths in this package are relative to the output's root, with `/` between folders.
 """
@@ -24,13 +25,22 @@ MANIFEST = "metadata/manifest.json"
 EPOCH = "metadata/epoch.json"
 LEASE = "metadata/lease"
 HOLDER = "metadata/holder.json"
+PROFILE = "metadata/profile.json"
+PROFILE_PICTURE = "metadata/profile.png"
 
 KIND_FOLDERS = {"data": DATA, "quarantine": QUARANTINE}
 """Kind of a file in a receipt -> its folder."""
 
 _BEFORE_THE_PLAN = {EPOCH, LEASE, HOLDER}  # what stands when a first run is killed before its plan was written
 _PART_NAME = re.compile(r"^part-([0-9a-f]+)-([0-9]+)\.parquet$")
-_KIND_OF_FILE = {PLAN: "plan", MANIFEST: "manifest", EPOCH: "epoch", HOLDER: "holder"}
+_KIND_OF_FILE = {
+    PLAN: "plan",
+    MANIFEST: "manifest",
+    EPOCH: "epoch",
+    HOLDER: "holder",
+    PROFILE: "profile",
+    PROFILE_PICTURE: "profile",
+}
 _KIND_OF_FOLDER = {DATA: "part", QUARANTINE: "quarantine", RECEIPTS: "receipt", TMP: "temporary"}
 
 

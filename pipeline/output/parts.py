@@ -21,6 +21,7 @@ from pipeline.output.layout import KIND_FOLDERS, part_path, receipt_path
 from pipeline.output.receipts import Kind, PartFile, Receipt, add, load
 from pipeline.output.rejects import entries
 from pipeline.output.storage import Store
+from pipeline.profile import timed
 from pipeline.quarantine import Lost, Problem
 
 
@@ -71,14 +72,16 @@ def commit_unit(store: Store, commit: UnitCommit) -> Receipt:
         return standing
     check_fence(store, commit.epoch)
     try:
-        files = _write_files(store, commit)
+        with timed("parts"):
+            files = _write_files(store, commit)
         check_fence(store, commit.epoch)
         receipt = _receipt(commit, files)
-        if commit.previous is not None:
-            store.write(receipt_path(commit.unit), receipt.to_bytes())
-        elif not store.write_new(receipt_path(commit.unit), receipt.to_bytes()):
-            _discard(store, commit)
-            receipt = load(store, commit.unit) or receipt
+        with timed("receipt"):
+            if commit.previous is not None:
+                store.write(receipt_path(commit.unit), receipt.to_bytes())
+            elif not store.write_new(receipt_path(commit.unit), receipt.to_bytes()):
+                _discard(store, commit)
+                receipt = load(store, commit.unit) or receipt
     except BaseException:
         with suppress(CorpusmillError):  # the first error is the one to tell; a sweep finds what stays
             _discard(store, commit)

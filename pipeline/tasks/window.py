@@ -18,6 +18,7 @@ from pipeline.errors import JobError, ModelError
 from pipeline.models.inspection import positions_tokens
 from pipeline.models.inspection import window_of as own_window
 from pipeline.models.reference import PinnedModel
+from pipeline.profile import timed
 from pipeline.quarantine import Failure
 from pipeline.tasks.base import AnnotationSettings, Task, Texts
 from pipeline.text.pieces import Cut, PieceMaker, Pieces
@@ -125,7 +126,8 @@ class WindowTask(Task):
         if name is not None:  # another annotation may mean another column by the same name
             key = (*key, self.inputs()[name])
         tokenized: Tokenized = texts.once(key, lambda: self._tokenized(texts, name or "", prefix, values))
-        return tokenized.tokens(most, offsets=self.reads_offsets or (texts.offsets and self._tokenizer.has_offsets))
+        with timed("tokenise"):
+            return tokenized.tokens(most, offsets=self.reads_offsets or (texts.offsets and self._tokenizer.has_offsets))
 
     def _tokenized(self, texts: Texts, name: str, prefix: str, values: Sequence[str]) -> Tokenized:
         whose = f"{self.config.name}/{name}"

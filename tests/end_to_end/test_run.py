@@ -44,9 +44,16 @@ def test_every_row_stands_once_with_its_annotation_and_other_readers_agree(
     process: Corpusmill, job: Job, tmp_path: Path
 ) -> None:
     corpus = _corpus(tmp_path / "corpus", [f"text number {row}" for row in range(600)])
-    answer = process("run", job(corpus), "--json")
+    answer = process("run", job(corpus), "--profile", "--json")
     assert answer.code == 0, answer.err
     summary = answer.summary
+    startup, profile = summary["startup"], summary["profile"]
+    assert list(startup) == ["planning", "ray", "trial", "actors", "imports", "models", "first_unit"]
+    assert abs(sum(startup.values()) - summary["seconds_to_first_receipt"]) < 0.1
+    assert set(profile["seconds"]) == {"driver", "readers", "actors", "commits"}
+    trace = json.loads((tmp_path / "out/metadata/profile.json").read_text())
+    units = [event["args"]["unit"] for event in trace["traceEvents"] if event["name"] == "unit"]
+    assert len(set(units)) == len(units) == profile["units"] == summary["units_total"]
     assert (summary["rows_in"], summary["rows_out"], summary["rows_quarantined"]) == (600, 600, 0)
     assert summary["units_done"] == summary["units_total"] > 1
     asked = f"SELECT count(DISTINCT (_file, _row)), sum(size_chars) FROM '{tmp_path}/out/data/**/*.parquet'"

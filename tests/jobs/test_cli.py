@@ -62,7 +62,7 @@ class Job(types.ModuleType):
         self.asked = []
         self._does = does
 
-    def run(self, path, overrides, watcher, began=None):
+    def run(self, path, overrides, watcher, began=None, profile=False):
         self.asked.append((path, list(overrides)))
         return self._does(watcher)
 
@@ -254,7 +254,7 @@ import jobs
 from jobs import cli
 from pipeline.progress import Snapshot
 
-def run(path, overrides, watcher, began=None):
+def run(path, overrides, watcher, began=None, profile=False):
     watcher.advance(Snapshot(3, 12, 300, 1200, 0, 1000, 10, 500.0, 9.0))
     time.sleep(60)
 

@@ -50,6 +50,14 @@ def test_overrides_decide_the_kind_too(file):
     assert kinds.load(file("kind: annotate\n"), ["kind=evaluate"]).kind == "evaluate"
 
 
+@pytest.mark.parametrize("kind", ["evaluate", "finetune"])
+def test_a_kind_that_labels_nothing_has_no_profile(file, kind):
+    path = file(f"kind: {kind}\n")
+    words = f"{path}: --profile shows where the time of labeling went, and there is none for a job of kind {kind}"
+    with pytest.raises(JobError, match=re.escape(words)):
+        kinds.run(path, [], Silent(), profile=True)
+
+
 def test_a_kind_without_a_preview_says_so(file, monkeypatch):
     monkeypatch.delattr("jobs.evaluate.preview")
     with pytest.raises(JobError, match="there is no `corpusmill preview` for a job of kind evaluate; `run` runs it"):

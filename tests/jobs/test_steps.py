@@ -206,6 +206,30 @@ def test_a_step_that_fails_says_which_it_was(ran: list[int]) -> None:
     assert error.value.__notes__ == ["this was steps.1 (idle -> out/1) of job.yaml; the same command goes on with it"]
 
 
+def test_steps_that_label_are_profiled_and_steps_without_any_refuse(
+    ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    class Labeling(ModuleType):
+        PROFILES = True
+        parse = staticmethod(sys.modules["jobs.idle"].parse)
+
+        @staticmethod
+        def run(document: Any, source: str, watcher: Any, began: float, profile: bool = False) -> Done:
+            told.append((document["number"], profile))
+            return Done(document["number"], 0)
+
+    monkeypatch.setitem(sys.modules, "jobs.labeling", Labeling("labeling"))
+    monkeypatch.setattr(kinds, "KINDS", (*kinds.KINDS, "labeling"))
+    document = {"kind": "steps", "steps": [idle(0), {**idle(1), "kind": "labeling"}]}
+    steps.run(document, "job.yaml", Silent(), 0.0, profile=True)
+    assert (ran, told) == ([0], [(1, True)])
+    with pytest.raises(JobError, match=r"^job\.yaml: --profile shows .*, and no step labels; run it without$"):
+        steps.run({"kind": "steps", "steps": [idle(0)]}, "job.yaml", Silent(), 0.0, profile=True)
+    assert ran == [0]
+
+
 def test_nothing_runs_where_a_later_step_is_wrong(ran: list[int]) -> None:
     with pytest.raises(JobError, match=r"steps\.1: objective: "):
         run(idle(0), {**FINETUNE, "objective": "clasify"})

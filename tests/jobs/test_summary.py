@@ -105,6 +105,43 @@ def test_a_run_with_nothing_to_do_says_so_and_no_speed():
     ]
 
 
+def test_a_start_up_is_told_stage_by_stage():
+    startup = {
+        "planning": 2.1,
+        "ray": 4.0,
+        "trial": 0.0,
+        "actors": 1.8,
+        "imports": 2.42,
+        "models": 0.4,
+        "first_unit": 1.1,
+    }
+    assert shown(finished({**SUMMARY, "startup": startup}), 120)[2] == (
+        "start-up  0:12: planning 2.1 s, Ray 4.0 s, actors 1.8 s, imports 2.4 s, models 0.4 s, first unit 1.1 s"
+    )
+
+
+def test_a_profile_tells_the_shares_of_the_actors_time_and_where_it_lies():
+    profile = {
+        "trace": "out/topics/metadata/profile.json",
+        "picture": "out/topics/metadata/profile.png",
+        "units": 3,
+        "units_before": 1,
+        "actors": 2,
+        "seconds": {"driver": {"annotating": 9.0}, "actors": {"forward topic": 15.0, "waiting": 4.96, "rest": 0.04}},
+    }
+    assert shown(finished({**SUMMARY, "profile": profile}), 120)[3:-1] == [
+        "profile  forward topic 75%, waiting 25%, rest <1% of 2 actors, 20.0 s together",
+        "         of this execution alone, not of the 1 unit before",
+        "         out/topics/metadata/profile.json: open it in ui.perfetto.dev or chrome://tracing",
+        "         out/topics/metadata/profile.png",
+    ]
+    without = {**profile, "picture": None, "units_before": 0, "actors": 1}
+    assert shown(finished({**SUMMARY, "profile": without}), 120)[3:-1] == [
+        "profile  forward topic 75%, waiting 25%, rest <1% of 1 actor, 20.0 s together",
+        "         out/topics/metadata/profile.json: open it in ui.perfetto.dev or chrome://tracing",
+    ]
+
+
 def test_labels_are_ranked_with_bars():
     lines = shown(label_counts({"topic": {"science": 250, "games": 748, "rare": 2}}), 60)
     assert [line.split() for line in lines] == [

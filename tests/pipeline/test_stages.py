@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from pipeline.errors import ModelError, RunError
 from pipeline.job import AnnotateJob
 from pipeline.models.reference import PinnedModel
 from pipeline.output import planfile, receipts
+from pipeline.output.layout import receipt_path
 from pipeline.output.receipts import Receipt
 from pipeline.output.storage import Store
 from pipeline.planning import Models, new_plan, pin_models
@@ -37,6 +39,7 @@ class Bench:
     settings: dict[str, Any]
     epoch: int = 1
     alone: bool = False
+    profile: bool = False
     pools: Pools = field(default_factory=lambda: POOLS)
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class Bench:
     def work(self) -> Work:
         job = AnnotateJob.model_validate(self.settings)
         run = Run(job, self.store, pin_models(job), self.plan, self.pools, self.epoch, f"r{self.epoch}", {}, 0.0)
-        return replace(run.work(), alone=self.alone)
+        return replace(run.work(), alone=self.alone, profile=self.profile)
 
     def order(self, number: int = 0, retry: bool = False) -> Order:
         return Order(self.plan.units[number], retry)
@@ -133,6 +136,32 @@ def _sums_agree(receipt: Receipt) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------ the way
+
+
+def test_a_profiled_unit_tells_where_its_time_went_and_becomes_what_it_would_be_without(bench: Make) -> None:
+    unit = bench(["one", "please FAIL"])
+    plain = unit.through(unit.order())
+    assert "profile" not in plain
+    receipt = unit.receipt()
+    unit.epoch, unit.profile = 2, True
+    unit.store.delete(receipt_path(receipt.unit))
+    told = unit.through(unit.order())
+    assert unit.receipt() == replace(receipt, epoch=2, run_id="r2", files=unit.receipt().files, seconds=ANY)
+    assert [each["role"] for each in told["profile"]] == ["reader", "actor", "commit"]
+    names = [[name for name, *_ in each["spans"]] for each in told["profile"]]
+    assert names == [["read"], ["imports", "annotate", "unit"], ["parts", "receipt", "commit"]]
+    assert {each["process"].rpartition(":")[2] for each in told["profile"]} == {str(os.getpid())}
+
+
+def test_an_actor_tells_how_it_was_made_with_each_unit_and_its_spans_once(bench: Make) -> None:
+    unit = bench(["one"])
+    unit.profile = True
+    stage = AnnotateStage(unit.work)
+    first, second = (stage(read(unit.order(), unit.work)) for _ in range(2))
+    assert first.told["loaded"] == second.told["loaded"] == {stage.name: stage.loaded}
+    assert stage.loaded["imports"] > 0
+    assert [name for name, *_ in first.told["profile"][1]["spans"]] == ["imports", "annotate", "unit"]
+    assert [name for name, *_ in second.told["profile"][1]["spans"]] == ["annotate", "unit"]
 
 
 def test_a_unit_goes_its_way_and_leaves_parts_a_receipt_and_no_mark(bench: Make) -> None:

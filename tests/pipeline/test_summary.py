@@ -13,7 +13,7 @@ from pipeline.job import Limits
 from pipeline.output.planfile import PinnedAnnotation, Plan
 from pipeline.output.receipts import Receipt
 from pipeline.quarantine import Reason
-from pipeline.summary import Pace, Quarantine, Tally, lowered_budgets, over_limit
+from pipeline.summary import Pace, Quarantine, Startup, Tally, lowered_budgets, over_limit
 
 
 def _plan(rows: Sequence[int], unreadable: Sequence[int] = ()) -> Plan:
@@ -202,3 +202,47 @@ def test_a_limit_once_broken_stays_broken(quarantined: list[int], allowed: float
         quarantine.add(_receipt(f"u{number}", 10, rows))
         assert quarantine.over_limit >= before
         before = quarantine.over_limit
+
+
+# ---------------------------------------------------------------------------------------------------------- start-up
+
+
+def _loaded(at: float, imports: float = 5.0, models: float = 2.0) -> dict[str, float]:
+    return {"at": at, "imports": imports, "models": models}
+
+
+def test_the_stages_of_a_start_up_are_all_of_the_time_to_the_first_receipt() -> None:
+    startup = Startup(began=100.0, epoch=1000.0, planned=103.0, connected=106.5, chosen=107.0)
+    assert startup.seconds() is None
+    startup.came(125.0, {"loaded": {"a": _loaded(1116.0)}, "since_ready": {"a": 8.5}})
+    startup.came(130.0, {"loaded": {"b": _loaded(1120.0)}, "since_ready": {"b": 9.5}})  # no more
+    found = startup.seconds()
+    assert found == {
+        "planning": 3.0, "ray": 3.5, "trial": 0.5, "actors": 2.0, "imports": 5.0, "models": 2.0, "first_unit": 9.0
+    }  # fmt: skip
+    assert sum(found.values()) == 125.0 - 100.0
+
+
+def test_a_first_unit_that_passed_several_pools_waited_for_the_actor_that_was_ready_last() -> None:
+    startup = Startup(began=0.0, epoch=0.0, planned=1.0, connected=2.0)
+    loaded = {"small": _loaded(9.0, 4.0, 1.0), "large": _loaded(14.0, 4.0, 6.0)}
+    startup.came(20.0, {"loaded": loaded, "since_ready": {"small": 10.0, "large": 5.0}})
+    assert startup.seconds() == {
+        "planning": 1.0, "ray": 1.0, "trial": 0.0, "actors": 2.0, "imports": 4.0, "models": 6.0, "first_unit": 6.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ahead", [-1e6, 1e6])
+def test_a_node_whose_clock_is_wrong_was_ready_after_ray_ran_and_before_it_had_computed_the_unit(ahead: float) -> None:
+    startup = Startup(began=0.0, epoch=0.0, planned=1.0, connected=2.0)
+    startup.came(20.0, {"loaded": {"a": _loaded(14.0 + ahead, 4.0, 1.0)}, "since_ready": {"a": 5.0}})
+    found = startup.seconds()
+    assert found is not None
+    assert found["first_unit"] == (18.0 if ahead < 0 else 5.0)
+    assert all(seconds >= 0 for seconds in found.values())
+
+
+def test_a_unit_that_no_actor_touched_ends_no_start_up() -> None:
+    startup = Startup(began=0.0, epoch=0.0, planned=1.0, connected=2.0)
+    startup.came(3.0, {"loaded": None, "since_ready": None})
+    assert startup.seconds() is None

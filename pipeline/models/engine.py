@@ -213,6 +213,8 @@ class _Loop(Generic[Found]):
 
     def _failed(self, batch: npt.NDArray[np.intp], fault: Exception) -> None:
         """Both halves wait for another try; a single piece has failed."""
+        if isinstance(fault, RunError):  # an engine's own word that it cannot go on
+            raise fault
         memory = _is_memory(fault)
         if isinstance(fault, torch.AcceleratorError) and not memory:
             # The device is unusable from here on: every later row would be blamed.

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, RunError
 from pipeline.models.engines import OUTPUTS
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -54,10 +54,17 @@ class OpenVinoModule:
     def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
         """The outputs of a micro-batch by their names, on the CPU in float32. Token types are 0 where none are told.
 
-        The numbers are copies, a hundredth of the time. Raises MemoryError where OpenVINO left none of its own.
+        The numbers are copies, for OpenVINO writes the next ones over its own. Raises MemoryError where it left none,
+        RunError where it cannot go on after that.
         """
         if self._request is None:
-            self._begin()
+            try:
+                self._begin()
+            except Exception as fault:
+                raise RunError(
+                    f"OpenVINO gave up after it failed, for its graph could not be compiled anew ({fault}); the same "
+                    "command goes on, and fewer actors leave more memory to each"
+                ) from fault
         shape = inputs["input_ids"].shape
         given = {name: inputs[name].numpy() if name in inputs else np.zeros(shape, np.int64) for name in self._inputs}
         request, self._request = self._request, None  # until it has done well

@@ -184,6 +184,11 @@ def test_a_device_that_broke_is_not_blamed_on_rows():
         run([[1], [POISON]], Poisoned(torch.AcceleratorError("CUDA error: device-side assert triggered", 710)))
 
 
+def test_an_engine_that_cannot_go_on_is_not_blamed_on_rows():
+    with pytest.raises(RunError, match="gave up"):
+        run([[1], [POISON]], Poisoned(RunError("it gave up")))
+
+
 def test_no_pieces_give_no_rows():
     assert run([]).values_PD.shape == (0, 2)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, RunError
 from pipeline.models import open_vino
 from pipeline.models.engine import pad
 from pipeline.models.loading import LoadedModel, load
@@ -118,6 +118,15 @@ def test_numbers_of_the_texts_before_are_never_taken_for_those_of_the_next(shape
         else:
             assert torch.equal(module(input_ids=ids_BL).last_hidden_state, ids_BL[..., None].expand(*shape, 2).float())
     assert len(made) <= 1 + failed
+
+
+def test_a_graph_that_cannot_be_compiled_anew_ends_the_run_in_words() -> None:
+    left = [_Full(3)]
+    module = open_vino.OpenVinoModule(left.pop, ["last_hidden_state"], None)
+    with pytest.raises(MemoryError):
+        module(input_ids=torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(RunError, match=r"OpenVINO gave up after it failed.*the same command goes on"):
+        module(input_ids=torch.zeros(1, 1, dtype=torch.long))
 
 
 def test_a_graph_that_says_otherwise_is_refused(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:

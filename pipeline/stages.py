@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
 from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, Phase, blamed_rows, suspected_rows
+from pipeline.calibration import with_calibration
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
@@ -198,7 +199,7 @@ class AnnotateStage:
     def __post_init__(self) -> None:
         """Load. What goes wrong is told with the first unit, once, instead of by restarts without end."""
         try:
-            specs = self.work.annotations
+            specs = [with_calibration(spec, self.work.store) for spec in self.work.annotations]
             here = [spec for spec in specs if spec.pool == self.pool]
             self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
             _load(self.annotator, self.work, self.pool)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.calibration import calibrate_units, sampled
 from pipeline.corpus.apart import check_apart
 from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError
 from pipeline.gold import golds_of, measured
@@ -201,6 +202,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         with cluster.connected():
             startup.connected = time.monotonic()
             _choose_engines(run, orders, watcher)
+            _calibrate(run, orders, watcher)
             startup.chosen = time.monotonic()
             watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
@@ -238,12 +240,33 @@ def _choose_engines(run: Run, orders: list[Order], watcher: Watcher) -> None:
         units = sorted((order.unit for order in orders), key=lambda unit: -unit.rows)  # the first ones are small
         try:
             tried = on_a_worker(try_out, run.work(), units, names, like=run.pools[pool])
-        except RunError as error:
+        except CorpusmillError as error:
             tried = ()
             run.notes.append(f"annotation '{names[0]}': the trial of engines failed, so torch computes it: {error}")
             watcher.note(run.notes[-1])
         run.plan = replace(run.plan, annotations=decided(run.plan.annotations, names, tried))
         planfile.save(run.store, run.plan)
+
+
+def _calibrate(run: Run, orders: list[Order], watcher: Watcher) -> None:
+    """Find what models in int8 are quantised by, where the plan does not know yet, and pin it there.
+
+    Raises JobError where quantising one would lose more than the job allows.
+    """
+    for each in run.job.annotations:
+        pin = run.plan.annotations[each.name]
+        if pin.dtype != "int8" or pin.calibration is not None:
+            continue
+        from pipeline.stream import on_a_worker
+
+        watcher.phase(f"calibrating {each.name}")
+        units = sampled([order.unit for order in orders])
+        calibration, agreement = on_a_worker(calibrate_units, run.work(), units, each.name, like=run.pools[each.pool])
+        pin = replace(pin, calibration=calibration, agreement=agreement.figure)
+        run.plan = replace(run.plan, annotations={**run.plan.annotations, each.name: pin})
+        planfile.save(run.store, run.plan)
+        run.notes.append(f"annotation '{each.name}' in int8, beside float32: {agreement}")
+        watcher.note(run.notes[-1])
 
 
 class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module
@@ -351,6 +374,7 @@ def _summary(run: Run, tally: Tally, skipped: int, metrics: Mapping[str, Measure
                 "engine": pin.engine,
                 "dtype": pin.dtype,
                 "token_budget": pin.token_budget,
+                **({} if pin.agreement is None else {"agreement": pin.agreement}),
                 "tokens": tally.tokens_by_annotation.get(name, 0),
                 "repeated": tally.repeated_by_annotation.get(name, 0),
                 "model_seconds": round(tally.seconds_by_annotation.get(name, 0.0), 3),

@@ -31,10 +31,10 @@ from pipeline.unit_texts import Rendered, Running, UnitTexts, of_all
 if TYPE_CHECKING:
     from pipeline.models.loading import LoadedModel
 
-_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model", "engine"})
+_UNDECISIVE = frozenset({"name", "text", "where", "pool", "gold", "errors", "model", "engine", "int8_agreement"})
 """Options that change nothing of what is said of a text, or that the pinned model stands for."""
 
-_DECISIVE = ("digest", "engine", "dtype", "device")
+_DECISIVE = ("digest", "engine", "dtype", "device", "calibration")
 """What the plan has pinned of it."""
 
 
@@ -48,6 +48,7 @@ class AnnotationSpec:
     pinned: PinnedAnnotation
     added: tuple[pa.Field, ...] = ()  # its columns, for pools that have neither its model nor its files
     code: str | None = None  # the sha256 of a user's own task
+    calibration: bytes | None = None  # what a model in int8 is quantised by
 
     @property
     def name(self) -> str:
@@ -66,7 +67,9 @@ class AnnotationSpec:
         model = self.model
         if self.code is not None or model is None:
             return self.code is None
-        if model.allow_remote_code or model.gguf_file is not None or self.pinned.engine != TORCH:
+        if model.allow_remote_code or model.gguf_file is not None:
+            return False
+        if self.pinned.engine != TORCH or self.pinned.dtype == "int8":  # conversion asks for more
             return False
         return may_pack(self._kind().needs, model.config)
 
@@ -75,6 +78,8 @@ class AnnotationSpec:
         options = {name: value for name, value in self.settings.items() if name not in _UNDECISIVE}
         remote_code = self.model is not None and self.model.allow_remote_code
         pinned = {each: getattr(self.pinned, each) for each in _DECISIVE}
+        if self.pinned.calibration is None:  # the keys of caches stay what they were
+            del pinned["calibration"]
         return {"options": options, "code": self.code, "remote_code": remote_code, **pinned}
 
     def _kind(self) -> type[Task]:
@@ -142,6 +147,7 @@ class Annotator:
         self._tasks = [spec.task() for spec in self._specs]
         columns = [columns_of(task) for task in self._tasks]
         self._reads = compile_inputs(self._tasks, columns, schema, elsewhere)
+        self._modules: dict[str, Any] = {}
         self._added = frozenset(column.name for added in (*elsewhere.values(), *columns) for column in added)
 
     @property
@@ -168,21 +174,15 @@ class Annotator:
                 # A module of the task's own is nobody else's.
                 own = (spec.name,) if module is not None else ()
                 pinned = spec.pinned
-                key = (
-                    spec.model.digest,
-                    task.needs,
-                    pinned.engine,
-                    pinned.dtype,
-                    pinned.device,
-                    pinned.token_budget,
-                    *own,
-                )
+                computes = (pinned.engine, pinned.dtype, pinned.calibration, pinned.device, pinned.token_budget)
+                key = (spec.model.digest, task.needs, *computes, *own)
                 if key not in held:
                     with timed("weights"):
                         held[key] = self._loaded(spec, task.needs, module)
                 with timed(FIRST_PASS):
                     task.start(held[key])
                 self._budgets[spec.name] = held[key].budget
+                self._modules[spec.name] = held[key].module
             except CorpusmillError:
                 raise
             except Exception as error:  # a user's own code may raise anything
@@ -211,8 +211,12 @@ class Annotator:
             return load_own(module, spec.model, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget)
         from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
 
-        engine = pinned.engine or TORCH
-        return load(spec.model, needs, pinned.dtype, pinned.device, pinned.threads, pinned.token_budget, engine)
+        how = (pinned.dtype, pinned.device, pinned.threads, pinned.token_budget, pinned.engine or TORCH)
+        return load(spec.model, needs, *how, calibration=spec.calibration)
+
+    def module(self, name: str) -> Any:
+        """The torch module of an annotation's model, once it is loaded."""
+        return self._modules[name]
 
     def texts(self, table: pa.Table, leave_out: Collection[int] = ()) -> list[tuple[Task, Texts]]:
         """What each annotation reads of the N rows of `table`; none of one that reads what another adds."""

@@ -20,7 +20,7 @@ from pipeline.corpus.source import CorpusSettings
 from pipeline.errors import JobError
 from pipeline.models.engines import AUTO
 from pipeline.settings import Settings
-from pipeline.tasks.base import AnnotationSettings
+from pipeline.tasks.base import INT8_AGREEMENT, AnnotationSettings
 
 
 class OutputSettings(Settings):
@@ -65,8 +65,12 @@ def _code_sha256(task: str) -> str:
 
 
 def _pinned(annotation: AnnotationSettings) -> dict[str, Any]:
-    """All options; gold and engine only where the job names them: plans from before they were there hold neither."""
-    unnamed = {"gold": annotation.gold is None, "engine": annotation.engine == AUTO}
+    """All options; gold, engine and the level of int8 only where the job names them: older plans hold none of these."""
+    unnamed = {
+        "gold": annotation.gold is None,
+        "engine": annotation.engine == AUTO,
+        "int8_agreement": annotation.int8_agreement == INT8_AGREEMENT,
+    }
     return annotation.model_dump(mode="json", exclude={name for name, left_out in unnamed.items() if left_out})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow.fs import FileSystem
 
+from pipeline.agreement import can_compare
 from pipeline.annotator import AnnotationSpec, columns_of
 from pipeline.corpus.filter import parse_filter
 from pipeline.corpus.identity import IDENTITY
@@ -21,18 +22,18 @@ from pipeline.corpus.plan import Fragment, UnitBounds, plan_units
 from pipeline.corpus.reader import ReadPlan
 from pipeline.corpus.sample import choose, choose_from
 from pipeline.corpus.source import Corpus, CorpusSettings, list_files, open_corpus
-from pipeline.errors import CorpusError, OutputError, PlacementError
+from pipeline.errors import CorpusError, JobError, OutputError, PlacementError
 from pipeline.gold import gold_columns, golds_of
 from pipeline.inputs import compile_inputs, pools_in_order
 from pipeline.job import AnnotateJob
-from pipeline.models.device import default_budget, may_pack, resolve_dtype
+from pipeline.models.device import WRITING, default_budget, may_pack, resolve_dtype
 from pipeline.models.engines import AUTO, resolve_engine
 from pipeline.models.inspection import DEFAULT_WINDOW_TOKENS
 from pipeline.models.reference import ModelSettings, PinnedModel, at_commit, pin
 from pipeline.output.planfile import VERSION as PLAN_VERSION
 from pipeline.output.planfile import PinnedAnnotation, Plan, differences
 from pipeline.tasks import find
-from pipeline.tasks.base import AnnotationSettings, Task
+from pipeline.tasks.base import OWN_MODULE, AnnotationSettings, Task
 from pipeline.tasks.window import WindowTask
 from pipeline.trial import Expected, group, may_choose, repays
 from pipeline.workers import Cluster, Device, Pools, Workers, section
@@ -162,6 +163,8 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
     wanted = task.config.dtype
     if wanted == "auto" and task.auto_dtype is not None:
         wanted = task.auto_dtype
+    if wanted == "int8":
+        _check_int8(task)
     dtype = resolve_dtype(wanted, workers.device)
     return PinnedAnnotation(
         ref=model.ref,
@@ -173,6 +176,20 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
         threads=workers.threads,
         token_budget=default_budget(workers.device, may_pack(task.needs, model.config)),
     )
+
+
+def _check_int8(task: Task) -> None:
+    """Raises JobError for a task whose model cannot be quantised, or whose answers cannot be compared."""
+    place, otherwise = f"annotation {task.config.name!r}: dtype: int8", "set `dtype: auto`"
+    if task.needs in WRITING:
+        raise JobError(f"{place} is for models that read, and the one of task {task.config.task!r} writes: {otherwise}")
+    if task.needs == OWN_MODULE or (task.model is not None and task.model.allow_remote_code):
+        raise JobError(f"{place} is for models of transformers, and this one brings code of its own: {otherwise}")
+    if not can_compare(task.fields()):
+        raise JobError(
+            f"{place} is compared with float32 before it is used, as vectors, labels and words can be, and task "
+            f"{task.config.task!r} gives numbers alone: {otherwise}"
+        )
 
 
 def _to_be_tried(
@@ -269,7 +286,14 @@ def check_columns(job: AnnotateJob, tasks: Sequence[Task], schema: pa.Schema) ->
     Raises CorpusError, ModelError; JobError where no order of the pools would do, or gold could not be compared.
     """
     columns = [columns_of(task) for task in tasks]
-    pools_in_order(tasks, compile_inputs(tasks, columns, schema))
+    reads = compile_inputs(tasks, columns, schema)
+    pools_in_order(tasks, reads)
+    for task, each in zip(tasks, reads, strict=True):
+        if task.config.dtype == "int8" and each.after:
+            raise JobError(
+                f"annotation {task.config.name!r}: dtype: int8 is calibrated on rows of the corpus, and it reads what "
+                f"{' and '.join(sorted(each.after))} adds: set `dtype: auto`"
+            )
     added = Counter(column.name for each in columns for column in each)
     for name, count in added.items():
         if name in schema.names:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.annotator import Annotator, columns_of
+from pipeline.calibration import calibrated
 from pipeline.corpus.apart import check_apart
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import ReadUnit, UnitReader
@@ -57,7 +58,7 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
     shown_too = {*read.columns, *plan.partition}  # parts have them in their path, a terminal has no path
     read = replace(read, columns=tuple(name for name in plan.schema.names if name in shown_too))
     table = _first_rows(UnitReader(read), plan, rows)
-    annotator = Annotator(specs(job, models, plan.annotations), table.table.schema)
+    annotator = Annotator(calibrated(specs(job, models, plan.annotations), table.table), table.table.schema)
     annotator.load()
     found = annotator.annotate(table.table, {problem.row for problem in table.problems})
     shown = table.table.select([*carried_columns(job, plan), *plan.partition, "_file", "_row"])
@@ -144,7 +145,7 @@ def _estimate(job: AnnotateJob, models: Models, plan: Plan, pools: Pools) -> Est
         return None
     rows = table = sampled.table.slice(0, ESTIMATE_ROWS)
     tokens, slowest_seconds = 0, 0.0  # the pools work at the same time
-    every = specs(job, models, plan.annotations)
+    every = calibrated(specs(job, models, plan.annotations), rows)
     for pool, workers in pools.items():
         annotator = Annotator(every, rows.schema, [spec for spec in every if spec.pool == pool])
         annotator.load()

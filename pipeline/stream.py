@@ -155,7 +155,7 @@ def stream_with_suspects(orders: Sequence[Order], work: Work) -> Iterator[dict[s
 def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> Answer:
     """What the function answers in a process of its own, with an actor's share of a node. Ray must run already.
 
-    Raises RunError where the process dies or the function raises: both once are enough.
+    Raises RunError where the process dies or the function raises, an error of ours as what it was: once is enough.
     """
     task = ray.remote(
         num_cpus=like.cpus_per_actor,
@@ -167,6 +167,9 @@ def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> A
     try:
         answer: Answer = ray.get(task.remote(compute, *given))
     except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, CorpusmillError):
+            raise cause from error
         raise RunError(str(error).strip().splitlines()[-1]) from error
     return answer
 

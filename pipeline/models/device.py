@@ -17,8 +17,9 @@ from pipeline.workers import Device
 CPU_INFO = Path("/proc/cpuinfo")
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what ARM calls it
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _ALLOWED: dict[Device, tuple[str, ...]] = {
-    "cpu": ("auto", "float32", "bfloat16"),
+    "cpu": ("auto", "float32", "bfloat16", "int8"),
     "cuda": ("auto", "float32", "bfloat16", "float16"),
 }
 # Padded tokens. On a CPU a micro-batch should stay in the caches: of 512 to 8192, 2048 was the fastest with MiniLM in
@@ -43,13 +44,21 @@ def resolve_dtype(dtype: str, device: Device, cpu_info: Path = CPU_INFO) -> str:
     """The number format that `dtype` means on this device.
 
     `auto` is bfloat16 where the hardware computes in it, else float32. On a driver that sees no GPU itself, the GPUs of
-    the cluster are taken to have it: all since 2020 do. Raises JobError for a format that the device does not have.
+    the cluster are taken to have it: all since 2020 do. Raises JobError for a format that the device does not have;
+    int8 needs bfloat16 too, for all but the linear layers.
     """
     if dtype not in _ALLOWED[device]:
         raise JobError(f"dtype: {dtype} is not available on {device}; allowed there: {', '.join(_ALLOWED[device])}")
+    if dtype == "int8":
+        flags = _cpu_flags(cpu_info)
+        if not (flags & _INT8_FLAGS and flags & _BF16_FLAGS):
+            raise JobError(
+                f"dtype: int8 needs a processor with one of {', '.join(sorted(_INT8_FLAGS))} and one of "
+                f"{', '.join(sorted(_BF16_FLAGS))} ({cpu_info} tells): set `dtype: auto`"
+            )
     if dtype != "auto":
         return dtype
-    has_bf16 = _cpu_has_bf16(cpu_info) if device == "cpu" else _gpu_has_bf16()
+    has_bf16 = bool(_BF16_FLAGS & _cpu_flags(cpu_info)) if device == "cpu" else _gpu_has_bf16()
     return "bfloat16" if has_bf16 else "float32"
 
 
@@ -108,14 +117,14 @@ def require_gpus(asked: float, whose: str, option: str) -> None:
     )
 
 
-def _cpu_has_bf16(cpu_info: Path) -> bool:
-    """Whether the CPU multiplies bfloat16; False where the system does not tell (macOS)."""
+def _cpu_flags(cpu_info: Path) -> set[str]:
+    """What the CPU can; nothing where the system does not tell (macOS)."""
     try:
         lines = cpu_info.read_text().splitlines()
     except OSError:
-        return False
+        return set()
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return bool(_BF16_FLAGS & set(flags.lower().split()))
+    return set(flags.lower().split())
 
 
 def _gpu_has_bf16() -> bool:

@@ -7,7 +7,7 @@ larger product gives: a quarter of the time of an encoder's linear layers (MiniL
 same sum in another order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import cast
 
@@ -44,7 +44,7 @@ class PreparedLinear(nn.Module):
 class _Together:
     """A product of several layers, which are asked for one after the other."""
 
-    def __init__(self, product: PreparedLinear, layers: int) -> None:
+    def __init__(self, product: nn.Module, layers: int) -> None:
         self._product, self._layers = product, layers
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
@@ -81,22 +81,34 @@ def prepare_linears(model: nn.Module) -> None:
     Heads stay as they are: some compute with the weights themselves (MobileBERT's for words), and so may code that is
     not of transformers.
     """
-    body = getattr(model, "base_model", None)
-    if not isinstance(body, nn.Module) or not type(body).__module__.startswith("transformers.") or not _can_prepare():
+    body = body_of(model)
+    if body is None or not _can_prepare():
         return
+    for holder, several in beside(body):
+        if all(linear.weight.dtype == torch.bfloat16 for linear in several.values()):
+            replace_linears(holder, several, PreparedLinear)
+
+
+def body_of(model: nn.Module) -> nn.Module | None:
+    """A transformers model without its head; None of code that is not of transformers."""
+    body = getattr(model, "base_model", None)
+    return body if isinstance(body, nn.Module) and type(body).__module__.startswith("transformers.") else None
+
+
+def beside(body: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Linear]]]:
+    """The linear layers of a body, those that read the same together, by their names in the module that holds them."""
     for place, holder in list(body.named_modules()):
-        layers = {
-            name: part
-            for name, part in holder.named_children()
-            if type(part) is nn.Linear and part.weight.dtype == torch.bfloat16
-        }
+        layers = {name: part for name, part in holder.named_children() if type(part) is nn.Linear}
         # Who computes its attention in a way of its own reads the query of fewer tokens.
         query_apart = "forward" in vars(holder) or place.rpartition(".")[2] in _LOOKS_ELSEWHERE
         for names in _BESIDE:
             several = {name: layers.pop(name) for name in names[query_apart:] if name in layers}
-            _replace(holder, several)
+            if len({(linear.in_features, linear.bias is None) for linear in several.values()}) == 1:
+                yield holder, several
+            else:
+                layers |= several
         for name, part in layers.items():
-            _replace(holder, {name: part})
+            yield holder, {name: part}
 
 
 @cache
@@ -110,17 +122,16 @@ def _can_prepare() -> bool:
     return True
 
 
-def _replace(holder: nn.Module, several: dict[str, nn.Linear]) -> None:
+def replace_linears(
+    holder: nn.Module, several: dict[str, nn.Linear], product: Callable[[Sequence[nn.Linear]], nn.Module]
+) -> None:
+    """Put a product of these layers in their place, each of which gives its columns."""
     linears = list(several.values())
-    alike = {(linear.in_features, linear.bias is None) for linear in linears}
-    if len(linears) > 1 and len(alike) > 1:
-        for name, linear in several.items():
-            _replace(holder, {name: linear})
-    elif len(linears) > 1:
-        together = _Together(PreparedLinear(linears), len(linears))
-        start = 0
-        for name, linear in several.items():
-            setattr(holder, name, OneOfSeveral(together, linear, start))
-            start += linear.out_features
-    elif linears:
-        setattr(holder, next(iter(several)), PreparedLinear(linears))
+    if len(linears) == 1:
+        setattr(holder, next(iter(several)), product(linears))
+        return
+    together = _Together(product(linears), len(linears))
+    start = 0
+    for name, linear in several.items():
+        setattr(holder, name, OneOfSeveral(together, linear, start))
+        start += linear.out_features

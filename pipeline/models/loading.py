@@ -25,6 +25,7 @@ from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
 from pipeline.models.linears import prepare_linears
 from pipeline.models.quietly import quietly
+from pipeline.models.ranges import digest_of, from_bytes
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.models.rows import can_compute_in_rows, compute_in_rows, head_size
 from pipeline.workers import Device
@@ -36,7 +37,8 @@ _ENCODERS = frozenset(
     {"albert", "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "modernbert"}
     | {"rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
+"""Of int8, what all but the linear layers compute in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class LoadedModel:
     token_budget: int  # padded tokens of one micro-batch
     packed: bool = False  # it computes the real tokens alone, where a micro-batch tells it which they are
     engine: str = TORCH  # never "auto"
+    calibration: str | None = None  # the sha256 of what its layers in int8 are quantised by
     budget: TokenBudget = field(init=False)  # the same, lowered where memory ran out
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class LoadedModel:
     @property
     def computes(self) -> Hashable:
         """How it computes: annotations that share a forward pass of a model agree in it."""
-        return (self.engine, self.dtype, self.token_budget)
+        return (self.engine, self.dtype, self.calibration, self.token_budget)
 
     @property
     def pad_id(self) -> int:
@@ -78,12 +81,15 @@ def load(
     threads: int,
     token_budget: int,
     engine: str = TORCH,
+    calibration: bytes | None = None,
 ) -> LoadedModel:
     """Load the model as the transformers class that the task needs, and its tokenizer; the engine gets its threads.
 
     A model whose folder is on another node is brought to this one first. Raises ModelError: no files of the pinned
     digest here; weights that the class needs are missing or of another shape; a kind of model that the class does not
     know; a tokenizer that cannot be built; one that the engine cannot compute; anything else that transformers refuses.
+
+    `calibration`: what the linear layers are quantised by, where the dtype is int8.
     """
     settle(device, threads)
     pinned = on_this_node(pinned)
@@ -92,8 +98,11 @@ def load(
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
     read_first_token(module)
+    if dtype == "int8":
+        assert calibration is not None, "a model in int8 was calibrated before"
+        _quantize(module, pinned, auto_class, calibration)
     packed = False
-    if device == "cpu" and dtype == "bfloat16" and auto_class not in WRITING:
+    if device == "cpu" and dtype in ("bfloat16", "int8") and auto_class not in WRITING:
         use_plain_attention(module, or_eagerly=False)
         compute_in_rows(module)
         prepare_linears(module)
@@ -108,7 +117,25 @@ def load(
         module = module.to(device).eval()
     except Exception as fault:
         raise ModelError(f"model {pinned.ref!r} cannot be moved to {device}: {_one_line(fault)}") from fault
-    return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget, packed)
+    digest = None if calibration is None else digest_of(calibration)
+    return LoadedModel(pinned, module, tokenizer, device, dtype, threads, token_budget, packed, calibration=digest)
+
+
+def _quantize(module: Any, pinned: PinnedModel, auto_class: str, calibration: bytes) -> None:
+    """The linear layers of the module's body become int8, in place: rounded from float32, so it is loaded once more."""
+    from pipeline.models.int8 import can_quantize, quantize_linears
+
+    if not can_quantize():
+        raise ModelError(
+            f"model {pinned.ref!r}: this torch ({torch.__version__}) has no products of int8 for this processor: set "
+            "`dtype: bfloat16`"
+        )
+    with quietly():
+        wide = _module(pinned, auto_class, torch.float32)
+    try:
+        quantize_linears(module, wide, from_bytes(calibration))
+    except ModelError as fault:
+        raise ModelError(f"model {pinned.ref!r}: {fault}: set `dtype: bfloat16`") from fault
 
 
 def _load_openvino(pinned: PinnedModel, auto_class: str, dtype: str, threads: int, token_budget: int) -> LoadedModel:

@@ -5,6 +5,7 @@
       quarantine/section=games/part-6f1c…-1.parquet  rows that could not be annotated
       metadata/plan.json, receipts/6f1c….json, manifest.json, epoch.json, lease, holder.json, tmp/
       metadata/profile.json, profile.png             where the time of the last profiled execution went
+      metadata/calibration-53aa….safetensors         of models in int8
 
 All paths in this package are relative to the output's root, with `/` between folders.
 """
@@ -58,6 +59,11 @@ def part_owner(path: str) -> tuple[str, int] | None:
 def receipt_path(unit: str) -> str:
     """Where the receipt of a unit stands."""
     return f"{RECEIPTS}/{unit}.json"
+
+
+def calibration_path(digest: str) -> str:
+    """Where the calibration of a model in int8 stands, by its sha256."""
+    return f"{METADATA}/calibration-{digest}.safetensors"
 
 
 def kind_of(path: str) -> str:

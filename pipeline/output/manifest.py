@@ -82,10 +82,10 @@ def load(store: Store) -> dict[str, Any] | None:
 
 
 def _model(pinned: PinnedAnnotation) -> dict[str, Any]:
-    """What decided an annotation's values; a trial only where there was one."""
-    tried = [asdict(each) for each in pinned.tried]
-    value = asdict(pinned) | {"tried": tried}
-    return value if tried else {name: each for name, each in value.items() if name != "tried"}
+    """What decided an annotation's values; a trial or a calibration only where there was one."""
+    value = asdict(pinned) | {"tried": [asdict(each) for each in pinned.tried]}
+    unmade = [name for name in ("tried", "calibration", "agreement") if not value[name]]
+    return {name: each for name, each in value.items() if name not in unmade}
 
 
 def _versions() -> dict[str, str]:

@@ -49,6 +49,8 @@ class PinnedAnnotation:
     threads: int
     token_budget: int  # padded tokens of one micro-batch
     tried: tuple[Tried, ...] = ()  # in a trial, which chose engine and token budget
+    calibration: str | None = None  # the sha256 of what a model in int8 is quantised by, found before the first unit
+    agreement: float | None = None  # with float32, as it was found then (see `pipeline.agreement`)
 
 
 @dataclass(frozen=True, slots=True)

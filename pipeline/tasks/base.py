@@ -42,7 +42,9 @@ OWN_MODULE = "own module"
 
 Built = TypeVar("Built")
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+INT8_AGREEMENT = 0.99
+
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 def _reference(value: object) -> object:
@@ -94,7 +96,12 @@ class AnnotationSettings(Settings):
     large. Default: the job's own actors."""
 
     dtype: DType = "auto"
-    """Number format of the weights and the arithmetic; auto: bfloat16 where the hardware has it."""
+    """Number format of the weights and the arithmetic; auto: bfloat16 where the hardware has it; int8: that of an
+    encoder's linear layers on CPUs, quantised by rows of the corpus."""
+
+    int8_agreement: float = Field(default=INT8_AGREEMENT, gt=0, le=1)
+    """With `dtype: int8`, how far a sample of the rows must agree with float32, else nothing runs: the cosine that 99%
+    of the vectors reach, or the share of rows with the same labels, entities or words; up to 1."""
 
     engine: Engine = "auto"
     """What computes the model: torch, or openvino (encoders on CPUs, `pip install 'corpusmill[openvino]'`); auto: the

@@ -18,6 +18,7 @@ from pipeline.output.planfile import PinnedAnnotation, Plan, from_bytes, to_byte
 from pipeline.planning import (
     Models,
     _as_planned,
+    _check_int8,
     added_columns,
     as_pinned,
     carried_columns,
@@ -31,6 +32,7 @@ from pipeline.planning import (
     specs,
     with_gold_of,
 )
+from pipeline.tasks.base import OWN_MODULE, Annotation, AnnotationSettings, Task, Texts
 from pipeline.workers import Pools, Workers
 
 COUNTING = Path(__file__).parent.parent / "chaos/counting.py"
@@ -356,6 +358,57 @@ def test_a_hub_branch_that_a_plan_has_resolved_stays_resolved() -> None:
     assert _as_planned(settings, planned).ref == f"hub:org/name@{commit}"
     assert _as_planned(settings, None) == settings
     assert _as_planned(ModelSettings(ref="hub:org/name@v2"), planned).ref == "hub:org/name@v2"
+
+
+# --------------------------------------------------------------------------------------------------------------- int8
+
+
+class _Labels(Task):
+    """A task by what it needs and adds."""
+
+    def __init__(self, needs: str, *fields: pa.Field) -> None:
+        super().__init__(AnnotationSettings(name="a", task="some", text="text", dtype="int8"), None)
+        self.needs, self._fields = needs, list(fields)
+
+    def fields(self) -> list[pa.Field]:
+        return self._fields
+
+    def annotate(self, texts: Texts) -> Annotation:
+        raise NotImplementedError
+
+
+LABEL, SCORE = pa.field("label", pa.string()), pa.field("score", pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        (_Labels("AutoModelForSeq2SeqLM", LABEL), "is for models that read, and the one of task 'some' writes"),
+        (_Labels("AutoModelForCausalLM", LABEL), "is for models that read, and the one of task 'some' writes"),
+        (_Labels(OWN_MODULE, LABEL), "is for models of transformers, and this one brings code of its own"),
+        (_Labels("AutoModelForSequenceClassification", SCORE), "task 'some' gives numbers alone"),
+    ],
+    ids=["seq2seq", "causal", "own", "numbers"],
+)
+def test_int8_that_a_task_cannot_have_is_refused_before_anything_is_computed(task: Task, why: str) -> None:
+    with pytest.raises(JobError, match=rf"annotation 'a': dtype: int8 .*{why}: set `dtype: auto`"):
+        _check_int8(task)
+
+
+def test_int8_is_for_tasks_that_give_labels() -> None:
+    _check_int8(_Labels("AutoModelForSequenceClassification", LABEL, SCORE))
+
+
+def test_int8_of_what_another_annotation_adds_is_refused(job: Jobs) -> None:
+    made = job(names=("size", "next"))
+    last = made.annotations[1].model_copy(update={"text": "size_label", "dtype": "int8"})
+    with pytest.raises(JobError, match=r"annotation 'next': dtype: int8 .* reads what size adds: set `dtype: auto`"):
+        _plan(made.model_copy(update={"annotations": [made.annotations[0], last]}))
+
+
+def test_the_level_of_int8_stands_in_a_plan_only_where_the_job_names_it(job: Jobs) -> None:
+    assert "int8_agreement" not in job().pinned()["annotations"][0]
+    assert job(annotation={"int8_agreement": 0.9}).pinned()["annotations"][0]["int8_agreement"] == 0.9
 
 
 # --------------------------------------------------------------------------------------------------------------- gold

@@ -42,12 +42,30 @@ def test_a_named_format_stays(tmp_path):
     assert resolve_dtype("float16", "cuda") == "float16"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_a_format_that_the_cpu_does_not_have_is_refused_with_those_that_it_has(dtype):
     with pytest.raises(
-        JobError, match=f"dtype: {dtype} is not available on cpu; allowed there: auto, float32, bfloat16"
+        JobError, match=f"dtype: {dtype} is not available on cpu; allowed there: auto, float32, bfloat16, int8"
     ):
         resolve_dtype(dtype, "cpu")
+
+
+@pytest.mark.parametrize("flags", ["avx512_vnni avx512_bf16", "amx_int8 amx_bf16"])
+def test_int8_is_for_processors_that_have_it_and_bfloat16(tmp_path, flags):
+    assert resolve_dtype("int8", "cpu", cpu_info(tmp_path, flags)) == "int8"
+
+
+@pytest.mark.parametrize("flags", ["avx512f avx512_bf16", "avx512_vnni", "bf16 i8mm"])
+def test_int8_on_another_processor_is_refused_with_what_is_needed(tmp_path, flags):
+    with pytest.raises(
+        JobError, match=r"dtype: int8 needs a processor with one of amx_int8, avx512_vnni, avx_vnni and one of amx_bf16"
+    ):
+        resolve_dtype("int8", "cpu", cpu_info(tmp_path, flags))
+
+
+def test_int8_is_not_for_gpus():
+    with pytest.raises(JobError, match="dtype: int8 is not available on cuda; allowed there: auto, float32"):
+        resolve_dtype("int8", "cuda")
 
 
 def test_gpus_that_torch_does_not_see_are_refused():

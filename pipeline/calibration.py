@@ -1,0 +1,180 @@
+"""Calibration of `dtype: int8`: what a model's inputs reach on rows of the corpus, and a guard against losing too much.
+
+    calibrate(spec, table) -> Calibrated(data=b"…", agreement=Agreement("cosine", 0.9934, rows=256))
+
+Some rows go through the model in float32 while its layers' inputs are looked at; others, which took no part in that, go
+through it in float32 and in int8, and what the task says of them is compared. Less agreement than the job asks for ends
+the run before anything is written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline.agreement import Agreement, agreement
+from pipeline.annotator import Annotations, AnnotationSpec, Annotator
+from pipeline.corpus.plan import Unit
+from pipeline.corpus.reader import UnitReader
+from pipeline.errors import JobError, OutputError
+from pipeline.models.ranges import digest_of, to_bytes
+from pipeline.output.layout import calibration_path
+from pipeline.output.storage import Store
+from pipeline.quantize import is_packed
+
+if TYPE_CHECKING:
+    from pipeline.stages import Work
+
+CALIBRATION_ROWS, GUARD_ROWS = 128, 256
+"""Rows that are looked at, and others that are compared."""
+
+_UNITS = 4
+_CHUNK_ROWS = 32
+_MOST_TOKENS = 65_536
+"""Of either kind of rows: half a minute of a small encoder in float32, by one thread. The first chunk counts always."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What the actors need to quantise the model, and what quantising it costs."""
+
+    data: bytes  # see `pipeline.models.ranges`
+    agreement: Agreement
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the data."""
+        return digest_of(self.data)
+
+
+def calibrate(spec: AnnotationSpec, rows: pa.Table) -> Calibrated:
+    """Calibrate one annotation's model on rows of the corpus.
+
+    Raises JobError: no row that it could annotate; less agreement with float32 than the job asks for; ModelError where
+    the model cannot be quantised.
+    """
+    from pipeline.models.int8 import watched
+
+    looked_at, compared = rows.slice(0, rows.num_rows // 3), rows.slice(rows.num_rows // 3)
+    exact = _annotator(spec, "float32", None, rows.schema)
+    with watched(exact.module(spec.name)) as ranges:
+        _annotate(exact, looked_at if looked_at.num_rows else compared)
+    wanted = _annotate(exact, compared)
+    del exact
+    if not ranges:
+        raise JobError(
+            f"annotation '{spec.name}': dtype: int8 is calibrated on rows of the corpus, and of {rows.num_rows} "
+            "sampled ones none could be annotated: set `dtype: bfloat16`"
+        )
+    data = to_bytes(ranges)
+    found = _annotate(_annotator(spec, "int8", data, rows.schema), compared)
+    own = [name for name in wanted[0].columns if name not in _told_of(spec.name)]
+    agrees = agreement(*({name: _joined(chunks, name) for name in own} for chunks in (wanted, found)))
+    if agrees is None:
+        raise JobError(
+            f"annotation '{spec.name}': what task '{spec.settings['task']}' says of these rows cannot be compared with "
+            "float32, as vectors, labels and words can: set `dtype: bfloat16`"
+        )
+    level: float = spec.task().config.int8_agreement
+    if agrees.figure < level:
+        raise JobError(
+            f"annotation '{spec.name}': dtype: int8 loses too much with this model on this corpus: {agrees}, beside "
+            f"float32, and int8_agreement asks for {level:g}; set `dtype: bfloat16`, or a lower `int8_agreement`"
+        )
+    return Calibrated(data, agrees)
+
+
+def _told_of(name: str) -> set[str]:
+    """Columns that tell of the text, or of a fault."""
+    return {f"{name}_tokens", f"{name}_truncated", f"{name}_error"}
+
+
+def _annotator(spec: AnnotationSpec, dtype: str, data: bytes | None, schema: pa.Schema) -> Annotator:
+    settings = dict(spec.settings)
+    if is_packed(settings.get("output", "float32")):
+        settings["output"] = "float32"  # the vectors are compared, not their signs
+    pinned = replace(spec.pinned, dtype=dtype, calibration=None if data is None else digest_of(data))
+    made = Annotator([replace(spec, settings=settings, pinned=pinned, calibration=data)], schema)
+    made.load()
+    return made
+
+
+def _annotate(annotator: Annotator, rows: pa.Table) -> list[Annotations]:
+    """The rows chunk by chunk, as far as the tokens allow."""
+    chunks: list[Annotations] = []
+    for start in range(0, rows.num_rows, _CHUNK_ROWS):
+        chunks.append(annotator.annotate(rows.slice(start, _CHUNK_ROWS)))
+        if sum(chunk.tokens for chunk in chunks) >= _MOST_TOKENS:
+            break
+    return chunks
+
+
+def _joined(chunks: Sequence[Annotations], name: str) -> pa.Array:
+    return pa.concat_arrays([chunk.columns[name] for chunk in chunks])
+
+
+def calibrated(specs: Sequence[AnnotationSpec], rows: pa.Table) -> tuple[AnnotationSpec, ...]:
+    """The specs, those in int8 calibrated on these rows: for a look at a job, which keeps nothing."""
+    return tuple(_calibrated(spec, rows) if spec.pinned.dtype == "int8" else spec for spec in specs)
+
+
+def _calibrated(spec: AnnotationSpec, rows: pa.Table) -> AnnotationSpec:
+    done = calibrate(spec, spread([rows], CALIBRATION_ROWS + GUARD_ROWS))
+    return replace(spec, calibration=done.data, pinned=replace(spec.pinned, calibration=done.digest))
+
+
+# ------------------------------------------------------------------------------------------------------- in a worker
+
+
+def sampled(units: Sequence[Unit]) -> list[Unit]:
+    """Some units that lie apart."""
+    count = min(_UNITS, len(units))
+    return [units[len(units) * each // count] for each in range(count)]
+
+
+def good_rows(units: Sequence[Unit], work: "Work") -> pa.Table:
+    """Rows of these units that lie apart, without those that are at fault already."""
+    reader = UnitReader(work.read)
+    tables = [reader.empty()]
+    for unit in units:
+        found = reader.read(unit, {span.fragment: work.fragments[span.fragment] for span in unit.spans})
+        faulty = {problem.row for problem in found.problems}
+        good = [row for row in range(found.table.num_rows) if row not in faulty]
+        tables.append(found.table.take(pa.array(good, pa.int64())))
+    return spread(tables, CALIBRATION_ROWS + GUARD_ROWS)
+
+
+def spread(tables: Sequence[pa.Table], rows: int) -> pa.Table:
+    """At most so many rows, from everywhere in the tables; neighbours of the result lie apart."""
+    whole = pa.concat_tables(tables)
+    count = min(rows, whole.num_rows)
+    places = [whole.num_rows * each // count for each in range(count)]
+    return whole.take(pa.array([place for first in range(3) for place in places[first::3]], pa.int64()))
+
+
+def calibrate_units(work: "Work", units: Sequence[Unit], name: str) -> tuple[str, Agreement]:
+    """Calibrate an annotation by rows of these units, and keep it in the output: the calibration's sha256."""
+    (spec,) = [each for each in work.annotations if each.name == name]
+    done = calibrate(spec, good_rows(units, work))
+    path = calibration_path(done.digest)
+    if not work.store.exists(path):
+        work.store.write(path, done.data)
+    return done.digest, done.agreement
+
+
+def with_calibration(spec: AnnotationSpec, store: Store) -> AnnotationSpec:
+    """The spec with what the plan pins of it brought from the output.
+
+    Raises OutputError where that is gone, or not what was written there.
+    """
+    digest = spec.pinned.calibration
+    if digest is None:
+        return spec
+    data = store.find(calibration_path(digest))
+    if data is None or digest_of(data) != digest:
+        raise OutputError(
+            f"{calibration_path(digest)} in {store.root}, by which annotation '{spec.name}' is quantised, is "
+            f"{'gone' if data is None else 'not what was written there'}: restore it, or name another output.path"
+        )
+    return replace(spec, calibration=data)

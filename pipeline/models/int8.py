@@ -1,0 +1,198 @@
+"""Linear layers of an encoder in eight-bit integers, on a CPU: twice as many products in an instruction as bfloat16.
+
+    with watched(wide) as ranges: …             # a float32 module computes some rows; what its layers' inputs reach
+    quantize_linears(module, wide, ranges)      # in place; `module` is the same in bfloat16, and keeps all the rest
+
+Static: each layer's input has scales that are known before (`pipeline.models.ranges`), so that no row changes another's
+numbers. Inputs are divided by factors of their own as they are rounded to bytes; weights are rounded from float32. A
+feed-forward layer's GELU happens inside its product, which gives the bytes that the next one takes.
+
+The products are oneDNN's as torch has them for its compiler's x86 quantiser. MiniLM, Debian descriptions, one thread:
+see tests/bars/int8.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.activations import GELUActivation
+
+from pipeline.errors import ModelError
+from pipeline.models.device import default_budget
+from pipeline.models.linears import beside, body_of, replace_linears
+from pipeline.models.ranges import LARGEST, Range, Ranges, affine, migration, quantized_weights, symmetric
+from pipeline.models.rows import can_compute_in_rows
+
+MIGRATED = 0.75
+"""How much of the unlikeness of inputs goes into the weights (see `migration`)."""
+
+_ZERO = 128
+"""The byte that stands for 0 in what is rounded here."""
+
+_FEED_FORWARD = (
+    ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
+    ("lin1", "activation", "lin2"),
+)
+"""What the families of `can_compute_in_rows` call the first layer, the activation and the second layer."""
+
+
+class QuantizedLinear(nn.Module):
+    """Linear layers of one input, as one product of bytes: values in bfloat16, or the bytes of another -> bfloat16.
+
+    `takes`: scale and zero point of bytes that come; None: values come, and are rounded here. `gives`: scale and zero
+    point of the bytes that leave, after a GELU; None: values leave.
+    """
+
+    def __init__(
+        self,
+        linears: Sequence[nn.Linear],
+        range_: Range,
+        takes: tuple[float, int] | None = None,
+        gives: tuple[float, int] | None = None,
+    ) -> None:
+        """Quantise the weights of float32 layers."""
+        super().__init__()
+        weights_NK = torch.cat([linear.weight.detach() for linear in linears]).float().numpy()
+        self._steps_K: torch.Tensor | None = None  # a value times it is a number of steps
+        if takes is None:
+            factors_K = migration(range_.most_K, weights_NK, MIGRATED)
+            takes = (symmetric(float((range_.most_K / factors_K).max())), _ZERO)
+            weights_NK = weights_NK * factors_K
+            self._steps_K = torch.from_numpy(1 / (factors_K * np.float32(takes[0]))).bfloat16()
+        self._scale, self._zero = takes
+        self._gives = gives
+        integers_NK, scales_N = quantized_weights(weights_NK)
+        self._packed = torch.ops.onednn.qlinear_prepack(
+            torch.from_numpy(integers_NK), [default_budget("cpu"), weights_NK.shape[1]]
+        )
+        self._scales_N = torch.from_numpy(scales_N)
+        self._zeros_N = torch.zeros(len(scales_N), dtype=torch.int32)
+        biases = [linear.bias for linear in linears]
+        self._bias_N = None if biases[0] is None else torch.cat([bias.detach().float() for bias in biases])
+        self.weight = torch.empty(0, dtype=torch.bfloat16)  # some families look at its type
+        self.out_features, self.in_features = weights_NK.shape
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear."""
+        bytes_ = input if self._steps_K is None else _rounded(input * self._steps_K)
+        scale, zero = (1.0, 0) if self._gives is None else self._gives
+        activation, output = ("none", torch.bfloat16) if self._gives is None else ("gelu", torch.uint8)
+        return cast(
+            "torch.Tensor",
+            torch.ops.onednn.qlinear_pointwise(
+                *(bytes_, self._scale, self._zero, self._packed, self._scales_N, self._zeros_N, self._bias_N),
+                *(scale, zero, output, activation, [], "none"),
+            ),
+        )
+
+
+def _rounded(steps: torch.Tensor) -> torch.Tensor:
+    """Bytes around 128 of numbers around 0, in place; by way of signed ones, which torch converts to six times as fast.
+
+    What is beyond the calibrated range becomes its end.
+    """
+    integers = steps.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+    return integers.contiguous().view(torch.uint8).bitwise_xor_(_ZERO)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[dict[str, Range]]:
+    """What the inputs of the linear layers of the body reach while the block computes with the model, by layer."""
+    found: dict[str, Range] = {}
+    body = body_of(model)
+    named = [] if body is None else [each for each in body.named_modules() if type(each[1]) is nn.Linear]
+    hooks = [part.register_forward_pre_hook(partial(_watch, found, name)) for name, part in named]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _watch(found: dict[str, Range], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
+    values_TK = inputs[0].detach().flatten(0, -2).float()
+    if len(values_TK) == 0:
+        return
+    least_K, greatest_K = values_TK.aminmax(dim=0)
+    seen = Range(
+        torch.maximum(-least_K, greatest_K).clamp_min(0).numpy(), float(least_K.min()), float(greatest_K.max())
+    )
+    found[name] = found[name].with_(seen) if name in found else seen
+
+
+def quantize_linears(model: nn.Module, wide: nn.Module, ranges: Ranges) -> int:
+    """Quantise the linear layers of the body of a transformers model that `ranges` know, in place; how many they are.
+
+    `wide` is the same model in float32. Raises ModelError: no such layer; ranges that are of another model.
+    """
+    body, wide_body = body_of(model), body_of(wide)
+    if body is None or wide_body is None:
+        raise ModelError(f"{type(model).__name__} is no model of transformers, whose layers dtype: int8 quantises")
+    names = {part: name for name, part in body.named_modules()}
+    before = sum(type(part) is nn.Linear for part in body.modules())
+    try:
+        if can_compute_in_rows(model):
+            _quantize_feed_forward(body, wide_body, ranges)
+        for holder, several in beside(body):
+            paths = [names[linear] for linear in several.values()]
+            if all(path in ranges for path in paths):
+                product = QuantizedLinear([_linear(wide_body, path) for path in paths], ranges[paths[0]])
+                replace_linears(holder, several, partial(_already, product))
+    except (ValueError, AttributeError) as fault:
+        raise ModelError(f"what was calibrated is of another model than {type(model).__name__}: {fault}") from fault
+    done = before - sum(type(part) is nn.Linear for part in body.modules())
+    if not done:
+        raise ModelError(f"{type(model).__name__} has no linear layer that dtype: int8 could quantise")
+    return done
+
+
+def _already(product: nn.Module, _: Sequence[nn.Linear]) -> nn.Module:
+    return product
+
+
+def _quantize_feed_forward(body: nn.Module, wide_body: nn.Module, ranges: Ranges) -> None:
+    """The pairs of layers with a GELU between."""
+    for path, holder in list(body.named_modules()):
+        for first, activation, second in _FEED_FORWARD:
+            parts = [_part(holder, name) for name in (first, activation, second)]
+            linear = type(parts[0]) is nn.Linear and type(parts[2]) is nn.Linear
+            inside = [f"{path}.{name}" for name in (first, second)]
+            if not linear or not _is_gelu(parts[1]) or not all(name in ranges for name in inside):
+                continue
+            wide = [_linear(wide_body, name) for name in inside]
+            between = affine(ranges[inside[1]].least, ranges[inside[1]].greatest)
+            holder.set_submodule(first, QuantizedLinear([wide[0]], ranges[inside[0]], gives=between))
+            holder.set_submodule(activation, nn.Identity())
+            holder.set_submodule(second, QuantizedLinear([wide[1]], ranges[inside[1]], takes=between))
+
+
+def _linear(body: nn.Module, path: str) -> nn.Linear:
+    return cast("nn.Linear", body.get_submodule(path))
+
+
+def _part(holder: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return holder.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _is_gelu(part: nn.Module | None) -> bool:
+    """Whether it is the exact one, which is what oneDNN computes."""
+    return isinstance(part, GELUActivation) or (isinstance(part, nn.GELU) and part.approximate == "none")
+
+
+@cache
+def can_quantize() -> bool:
+    """Whether this torch has oneDNN's products of bytes: its builds for other processors may not."""
+    try:
+        with torch.inference_mode():
+            linear, seen = nn.Linear(32, 32), Range(np.ones(32, np.float32), -1.0, 1.0)
+            QuantizedLinear([linear], seen)(torch.zeros(1, 32, dtype=torch.bfloat16))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return True

@@ -30,6 +30,7 @@ from pipeline.planning import (
     read_plan,
     specs,
     tasks_of,
+    trials,
 )
 from pipeline.stages import with_columns
 from pipeline.tasks.base import Task
@@ -109,8 +110,20 @@ def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
             name: {"model": pin.ref, "digest": pin.digest, "engine": pin.engine, "dtype": pin.dtype}
             for name, pin in plan.annotations.items()
         },
-        "notes": [*notes, *(f"{each.path}: {each.problem[1]}" for each in unreadable[:5] if each.problem)],
+        "notes": [
+            *notes,
+            *_waiting(job, models, plan),
+            *(f"{each.path}: {each.problem[1]}" for each in unreadable[:5] if each.problem),
+        ],
     }
+
+
+def _waiting(job: AnnotateJob, models: Models, plan: Plan) -> list[str]:
+    """What a trial will choose, which the estimate does not know."""
+    return [
+        f"{', '.join(names)}: a trial before the first unit chooses torch, by which this is judged, or openvino"
+        for names in trials(job, models, plan)
+    ]
 
 
 def _planned(job: AnnotateJob, cluster: Cluster) -> tuple[Models, Pools, Plan, tuple[str, ...]]:

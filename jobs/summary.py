@@ -90,6 +90,11 @@ def finished(summary: Mapping[str, Any]) -> RenderableType:
         told.append(("speed", speed(summary)))
         annotations: Mapping[str, Any] = summary.get("annotations", {})
         told += [("engine", f"{name}: {trial(each)}") for name, each in annotations.items() if each.get("tried")]
+        told += [
+            ("int8", f"{name}: agreement with float32 {each['agreement']:.4f}, on rows of this corpus")
+            for name, each in annotations.items()
+            if each.get("agreement")
+        ]
         if summary.get("startup"):
             told.append(("start-up", started(summary["startup"])))
     told.append(("output", f"{output}/data"))

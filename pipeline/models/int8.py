@@ -7,8 +7,10 @@ Static: each layer's input has scales that are known before (`pipeline.models.ra
 numbers. Inputs are divided by factors of their own as they are rounded to bytes; weights are rounded from float32. A
 feed-forward layer's GELU happens inside its product, which gives the bytes that the next one takes.
 
-The products are oneDNN's as torch has them for its compiler's x86 quantiser. MiniLM, Debian descriptions, one thread:
-see tests/bars/int8.py.
+The products are oneDNN's as torch has them for its compiler's x86 quantiser (MiniLM, Debian descriptions, two processes
+of one thread on AVX512_VNNI: 1.4 times as fast as bfloat16, and the products alone twice as fast). Ranges that cut off
+outliers, by the least squared error, lose far more than the whole ones that are taken here; so do products of bytes
+whose scales are found anew in each batch, where nothing is migrated.
 """
 
 from collections.abc import Iterator, Sequence

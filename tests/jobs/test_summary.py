@@ -67,6 +67,11 @@ def test_what_a_trial_found_is_told():
     )
 
 
+def test_how_far_int8_agrees_with_float32_is_told():
+    told = {**SUMMARY, "annotations": {"topic": {"engine": "torch", "agreement": 0.99341}, "b": {"agreement": None}}}
+    assert shown(finished(told))[2] == "int8    topic: agreement with float32 0.9934, on rows of this corpus"
+
+
 def test_what_was_filtered_and_quarantined_is_told_with_reasons_and_what_to_do():
     told = {
         **SUMMARY,

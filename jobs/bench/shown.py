@@ -1,8 +1,8 @@
 """What a person sees of a bench: one table, what is missing, and where the rest lies.
 
-                             tokens/s          matrix product  padding  memory  first row  cosine
-corpusmill                     35,210                     62%       5%   1.9 GB     14.2 s  0.99993
-sentence-transformers bf16     14,420   2.4 x             27%      11%   0.9 GB      9.0 s  0.99990
+                             tokens/s docs/s       x product padding   GB first s cosine
+corpusmill                     35,210  429.4             62%      5%  1.9    14.2 0.9999
+sentence-transformers bf16     14,420  175.9   2.4 x     27%     11%  0.9     9.0 0.9999
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Linear layers on a CPU, ready for its matrix unit: weights laid out once, and layers that read the same side by side.
 
-    prepare_linears(model)          # in place; for bfloat16 and reading alone, nothing can be trained afterwards
+    prepare_linears(model)          # in place; for bfloat16, of what reads or writes: nothing can be trained afterwards
 
 Torch lays weights out anew in each product, and makes three small products of a query, a key and a value that one
 larger product gives: a quarter of the time of an encoder's linear layers (MiniLM, 2,048 tokens, AMX). What comes is the
@@ -79,7 +79,7 @@ def prepare_linears(model: nn.Module) -> None:
     """Prepare the linear layers of the body of a transformers model, in place; none where this torch cannot.
 
     Heads stay as they are: some compute with the weights themselves (MobileBERT's for words), and so may code that is
-    not of transformers.
+    not of transformers. T5's goes along, whose body is the whole model.
     """
     body = body_of(model)
     if body is None or not _can_prepare():

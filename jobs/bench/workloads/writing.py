@@ -1,6 +1,6 @@
 """`summarize` and `translate`: an encoder-decoder writes a text for each text, and agrees where both are the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -66,8 +66,3 @@ class Writing(TextWorkload):
     def flop(self, _: npt.NDArray[np.int64]) -> float | None:
         """Nobody has counted a decoder's, whose steps differ from text to text."""
         return None
-
-    def decoded(self, output_BL: Sequence[Sequence[int]], tokenizer: Any) -> list[str]:
-        """Texts of tokens."""
-        found: list[str] = tokenizer.batch_decode(output_BL, skip_special_tokens=True)
-        return found

@@ -135,7 +135,7 @@ def test_what_is_cut_off_before_is_told_and_tokens_are_those_that_the_model_read
 
 def test_a_text_that_fails_is_null_and_its_neighbours_are_not(tiny, start):
     task = start(Summarize, tiny("bart", "Seq2SeqLM"), num_beams=1, max_new_tokens=3)
-    task._way.writer.loaded.module.get_encoder().register_forward_pre_hook(_break_long, with_kwargs=True)
+    task.way.writer.loaded.module.get_encoder().register_forward_pre_hook(_break_long, with_kwargs=True)
     found = task.annotate(Texts(["a b", "train " * 30, "c"]))
     assert found.failures[1].reason == Reason.MODEL_FAILED
     assert found.columns["summary"].is_null().to_pylist() == [False, True, False]
@@ -154,9 +154,9 @@ def test_the_prefix_is_the_models_own_unless_the_job_says_another(tiny, prepare,
     config = json.loads((folder / "config.json").read_text())
     config["task_specific_params"] = {"summarization": {"prefix": "summarize: ", "num_beams": 4}}
     (folder / "config.json").write_text(json.dumps(config))
-    assert prepare(Summarize, folder)._way.prefix == "summarize: "
-    assert prepare(Summarize, folder, prefix="")._way.prefix == ""
-    assert prepare(Summarize, plain)._way.prefix == ""
+    assert prepare(Summarize, folder).way.prefix == "summarize: "
+    assert prepare(Summarize, folder, prefix="").way.prefix == ""
+    assert prepare(Summarize, plain).way.prefix == ""
 
 
 def test_a_prefix_that_fills_the_window_is_refused(tiny, start):
@@ -199,8 +199,8 @@ class Scribe:
 def scribed(tiny, prepare):
     def make(room, keep, **options):
         task = prepare(Summarize, tiny("t5", "Seq2SeqLM"), long_text="windows", **options)
-        task._way.writer = Scribe(room, keep)
-        return task, task._way.writer
+        task.way.writer = Scribe(room, keep)
+        return task, task.way.writer
 
     return make
 
@@ -388,7 +388,7 @@ def test_a_sentence_that_the_model_fails_at_fails_its_text_alone(make_encoder, s
         if kwargs["input_ids"].shape[1] > 6:
             raise ValueError("no")
 
-    task._way._embed.loaded.module.register_forward_pre_hook(broken, with_kwargs=True)
+    task.way._embed.loaded.module.register_forward_pre_hook(broken, with_kwargs=True)
     found = task.annotate(Texts(["ak. bl.", "ak. bl cm dn eo fp."]))
     assert {row: failure.reason for row, failure in found.failures.items()} == {1: Reason.MODEL_FAILED}
 

@@ -33,6 +33,11 @@ AboutToRun = Callable[[Sequence[int]], None]
 AHEAD = 3
 """Micro-batches that a GPU has before it while the processor makes the next one."""
 
+FIXED_TOKENS = 32
+"""What a micro-batch costs on a CPU besides its tokens, in tokens. MiniLM in bfloat16, one thread: nothing that could
+be measured where texts have up to 107 tokens, some 40 where they have 256 or 500. 384 texts of 5 to 500 tokens,
+log-uniform, took as long as in micro-batches that are full, with 2.2% padding instead of 6.8%."""
+
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
@@ -151,7 +156,8 @@ class _Loop(Generic[Found]):
         packed: bool,
         about_to_run: AboutToRun | None,
     ) -> None:
-        batches = micro_batches(lengths_P, token_budget, packed)
+        # A GPU is not busy with less than its budget.
+        batches = micro_batches(lengths_P, token_budget, packed, FIXED_TOKENS if device == "cpu" else None)
         self.tokens, self.padding_tokens = int(lengths_P.sum()), 0 if packed else padding(lengths_P, batches)
         self.seconds = 0.0
         self.failures: dict[int, Failure] = {}

@@ -48,12 +48,16 @@ def in_force(token_budget: int | TokenBudget) -> int:
 
 
 def micro_batches(
-    lengths_R: npt.NDArray[np.integer], budget_tokens: int, packed: bool = False
+    lengths_R: npt.NDArray[np.integer], budget_tokens: int, packed: bool = False, fixed_tokens: int | None = None
 ) -> list[npt.NDArray[np.intp]]:
     """Rows sorted by length, longest first, and cut so that rows x longest stays within `budget_tokens`.
 
     `packed`: for a model whose layers compute real tokens alone, so that these may be as many; rows x longest, which it
     has for a moment before and after its layers, stays within twice the budget.
+
+    `fixed_tokens`: what a micro-batch costs besides its tokens, as so many tokens more. It then ends where it has the
+    most real tokens for its cost: before texts so much shorter that their padding would cost more than a micro-batch of
+    their own. None: each is filled up to the budget.
 
     Rows of one length keep their order. A single row over the budget goes alone. Longest first: memory peaks at the
     beginning, and the first row of a micro-batch tells its width.
@@ -69,6 +73,10 @@ def micro_batches(
         if packed:
             within = int(np.searchsorted(real_R1, real_R1[start] + budget_tokens, "right")) - 1
             stop = min(stop, max(start + 1, within))
+        elif fixed_tokens is not None:
+            real_B = real_R1[start + 1 : stop + 1] - real_R1[start]
+            worth_B = real_B / (longest * np.arange(1, len(real_B) + 1) + fixed_tokens)
+            stop = start + len(worth_B) - int(worth_B[::-1].argmax())  # of equals the largest
         batches.append(order_R[start:stop])
         start = stop
     return batches

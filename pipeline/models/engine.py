@@ -33,6 +33,11 @@ AboutToRun = Callable[[Sequence[int]], None]
 AHEAD = 3
 """Micro-batches that a GPU has before it while the processor makes the next one."""
 
+FIXED_TOKENS = 32
+"""What a micro-batch costs on a CPU besides its tokens, in tokens. MiniLM in bfloat16, one thread: nothing that could
+be measured where texts have up to 107 tokens, some 40 where they have 256 or 500. 384 texts of 5 to 500 tokens,
+log-uniform, took as long as in micro-batches that are full, with 2.2% padding instead of 6.8%."""
+
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -161,7 +166,9 @@ class _Loop(Generic[Found]):
         passes: int = 1,
     ) -> None:
         self._budget = TokenBudget(token_budget) if isinstance(token_budget, int) else token_budget
-        batches = micro_batches(lengths_P, passes * self._budget.in_force, packed)
+        # A GPU is not busy with less than its budget.
+        fixed_tokens = FIXED_TOKENS if device == "cpu" else None
+        batches = micro_batches(lengths_P, passes * self._budget.in_force, packed, fixed_tokens)
         self.tokens, self.padding_tokens = int(lengths_P.sum()), 0 if packed else padding(lengths_P, batches)
         self.seconds = 0.0
         self.failures: dict[int, Failure] = {}

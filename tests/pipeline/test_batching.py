@@ -41,6 +41,39 @@ def test_padding_is_what_a_padded_array_holds_besides_tokens(lengths_R, budget):
     assert padding(lengths_R, batches) == by_hand
 
 
+@settings(max_examples=60, deadline=None)
+@given(lengths, budgets, st.integers(0, 200))
+def test_where_a_micro_batch_has_its_cost_it_ends_where_it_has_the_most_real_tokens_for_it(lengths_R, budget, fixed):
+    batches = micro_batches(lengths_R, budget, fixed_tokens=fixed)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths_R)))
+    in_order = np.concatenate([np.array([], np.int64), *(lengths_R[batch] for batch in batches)])
+    assert (np.diff(in_order) <= 0).all()
+
+    def worth(start, stop):
+        return in_order[start:stop].sum() / ((stop - start) * in_order[start] + fixed)
+
+    start = 0
+    for batch in batches:
+        most = max(1, budget // in_order[start])
+        assert len(batch) <= most
+        others = [worth(start, stop) for stop in range(start + 1, min(start + most, len(in_order)) + 1)]
+        assert worth(start, start + len(batch)) >= max(others) * (1 - 1e-12)
+        start += len(batch)
+
+
+def test_texts_of_one_length_fill_the_budget_whatever_a_micro_batch_costs():
+    for fixed in (0, 32):
+        assert [len(batch) for batch in micro_batches(np.full(45, 100), 2048, fixed_tokens=fixed)] == [20, 20, 5]
+
+
+def test_log_uniform_lengths_of_a_small_unit_carry_little_padding():
+    lengths_R = np.exp(np.random.default_rng(0).uniform(np.log(5), np.log(501), 512)).astype(np.int64)
+    filled, cut = micro_batches(lengths_R, 2048), micro_batches(lengths_R, 2048, fixed_tokens=32)
+    assert padding(lengths_R, filled) > 0.05 * lengths_R.sum()
+    assert padding(lengths_R, cut) < 0.03 * lengths_R.sum()
+    assert len(cut) < 2 * len(filled)
+
+
 def test_rows_of_one_length_keep_their_order():
     assert [batch.tolist() for batch in micro_batches(np.array([5, 90, 5, 90, 5]), 180)] == [[1, 3], [0, 2, 4]]
 

@@ -143,7 +143,7 @@ def trial(annotation: Mapping[str, Any]) -> str:
 _STARTUP = {
     "planning": "planning",
     "ray": "Ray",
-    "trial": "trial of engines",
+    "trial": "trials",
     "actors": "actors",
     "imports": "imports",
     "models": "models",

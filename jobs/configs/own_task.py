@@ -146,7 +146,7 @@ class RnnSummary(WindowTask):
         ran = run_pieces(
             pieces.ids_P,
             self._written,
-            token_budget=self.loaded.token_budget,
+            token_budget=self.loaded.budget,
             pad_id=self.loaded.pad_id,
             device=self.loaded.device,
             about_to_run=self.journal(pieces, texts),

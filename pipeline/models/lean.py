@@ -32,7 +32,9 @@ def import_lean() -> None:
     if "transformers.modeling_utils" in sys.modules or "torch._dynamo" in sys.modules:
         return
     import torch
+    import transformers.utils  # noqa: F401 - of which nothing is left out
 
+    before = set(sys.modules)
     compiler = _NoCompiler(Path(torch.__file__).parent / "_dynamo")
     sys.modules[compiler.__name__] = compiler
     try:
@@ -40,8 +42,9 @@ def import_lean() -> None:
             for name in _IMPORTED:
                 importlib.import_module(name)
     except Exception:  # noqa: BLE001 - another version of it; whole, it works or tells why not
-        if sys.modules.get(compiler.__name__) is compiler:
-            del sys.modules[compiler.__name__]
+        for name in sys.modules.keys() - before:
+            if name.startswith(("transformers.", "pipeline.models.", compiler.__name__)):
+                del sys.modules[name]
 
 
 def is_lean() -> bool:

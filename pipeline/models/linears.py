@@ -19,7 +19,7 @@ from pipeline.models.device import default_budget
 _BESIDE = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v"))
 """What the families call the three layers of an attention."""
 
-_LOOKS_ELSEWHERE = frozenset({"EncDecAttention", "encoder_attn"})
+_LOOKS_ELSEWHERE = frozenset({"EncDecAttention", "encoder_attn", "crossattention", "cross_attention"})
 """What an attention of a decoder is called whose keys and values are an encoder's, and its query another's."""
 
 
@@ -100,7 +100,7 @@ def beside(body: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Linear]]]:
     for place, holder in list(body.named_modules()):
         layers = {name: part for name, part in holder.named_children() if type(part) is nn.Linear}
         # Who computes its attention in a way of its own reads the query of fewer tokens.
-        query_apart = "forward" in vars(holder) or place.rpartition(".")[2] in _LOOKS_ELSEWHERE
+        query_apart = "forward" in vars(holder) or not _LOOKS_ELSEWHERE.isdisjoint(place.split("."))
         for names in _BESIDE:
             several = {name: layers.pop(name) for name in names[query_apart:] if name in layers}
             if len({(linear.in_features, linear.bias is None) for linear in several.values()}) == 1:

@@ -18,7 +18,7 @@ from pipeline.errors import CorpusmillError
 from pipeline.output.encoding import write_parquet
 from pipeline.output.epoch import check_fence
 from pipeline.output.layout import KIND_FOLDERS, part_path, receipt_path
-from pipeline.output.receipts import Kind, PartFile, Receipt, add, load
+from pipeline.output.receipts import Kind, PartFile, Receipt, add, least, load
 from pipeline.output.rejects import entries
 from pipeline.output.storage import Store
 from pipeline.profile import timed
@@ -165,7 +165,7 @@ def _follow(previous: Receipt, retry: Receipt) -> Receipt:
         tokens=previous.tokens + retry.tokens,
         padding_tokens=previous.padding_tokens + retry.padding_tokens,
         tokens_by_annotation=add([previous.tokens_by_annotation, retry.tokens_by_annotation]),
-        token_budget={**previous.token_budget, **retry.token_budget},
+        token_budget=least([previous.token_budget, retry.token_budget]),
         seconds=round(previous.seconds + retry.seconds, 3),
         spans=retry.spans if retry.spans is not None else previous.spans,
     )

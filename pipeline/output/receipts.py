@@ -153,3 +153,12 @@ def add(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for count in counts:
         sums.update(count)
     return dict(sorted(sums.items()))
+
+
+def least(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The least by name, sorted by name: of token budgets, what memory allowed."""
+    found: dict[str, int] = {}
+    for count in counts:
+        for name, value in count.items():
+            found[name] = min(value, found.get(name, value))
+    return dict(sorted(found.items()))

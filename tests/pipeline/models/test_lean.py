@@ -72,6 +72,20 @@ def test_a_process_that_has_it_already_is_left_as_it_is():
     assert dict(sys.modules) == before
 
 
+def test_what_cannot_be_imported_so_is_imported_whole(repository: Path):
+    code = """
+import sys
+from pipeline.models import lean
+lean._IMPORTED = (*lean._IMPORTED, "no_such_module")
+lean.import_lean()
+assert "transformers.modeling_utils" not in sys.modules
+import pipeline.models.loading
+assert "torch.distributed.tensor" in sys.modules
+assert sys.modules["torch._dynamo"].__file__
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
+
+
 def test_decorators_of_no_compiler_give_back_the_function(tmp_path: Path):
     compiler = _NoCompiler(tmp_path)
     assert compiler.disable(scores) is scores

@@ -120,6 +120,21 @@ def test_numbers_of_the_texts_before_are_never_taken_for_those_of_the_next(shape
     assert len(made) <= 1 + failed
 
 
+def test_a_text_that_gives_no_numbers_is_no_lack_of_memory() -> None:
+    class NoNumber(_Full):
+        """Its model gives no number for any text."""
+
+        def infer(self, given: dict[str, np.ndarray], **options: bool) -> list[np.ndarray]:
+            found = super().infer(given, **options)
+            found[0][:] = np.nan
+            return found
+
+    left = [NoNumber(9)]
+    module = open_vino.OpenVinoModule(left.pop, ["last_hidden_state"], None)
+    for _ in range(2):  # its graph is not compiled anew
+        assert module(input_ids=torch.zeros(2, 2, dtype=torch.long)).last_hidden_state.isnan().all()
+
+
 def test_a_graph_that_cannot_be_compiled_anew_ends_the_run_in_words() -> None:
     left = [_Full(3)]
     module = open_vino.OpenVinoModule(left.pop, ["last_hidden_state"], None)

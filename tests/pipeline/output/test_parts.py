@@ -337,7 +337,8 @@ def test_a_full_disk_at_any_point_leaves_all_or_nothing(
 
 def test_a_retry_adds_what_it_recovers(store: Store) -> None:
     lost = [Lost("a.parquet", 10, 5, Reason.DAMAGED_ROW_GROUP, "bad page")]
-    previous = commit_unit(store, commit(problems=[blank(1), blank(2)], lost=lost, rows_filtered=3))
+    lowered = commit(problems=[blank(1), blank(2)], lost=lost, rows_filtered=3, token_budget={"topic": 512})
+    previous = commit_unit(store, lowered)
     assert (previous.rows_read, previous.rows_out, previous.rows_quarantined) == (18, 8, 7)
     begin(store, "r2", "later")
     again = rows([1, 2, 10, 11, 12, 13])  # of the five lost rows the filter drops one
@@ -345,6 +346,7 @@ def test_a_retry_adds_what_it_recovers(store: Store) -> None:
     receipt = commit_unit(store, retry)
     assert (receipt.rows_read, receipt.rows_filtered, receipt.rows_out, receipt.rows_quarantined) == (18, 4, 13, 1)
     assert (receipt.epoch, receipt.tokens, receipt.reasons) == (2, 60, {"blank_text": 1})
+    assert receipt.token_budget == {"topic": 512}  # that of most of the rows
     assert sorted(file.path for file in receipt.files) == sorted(parts_of(store))
     assert [path.rpartition("/")[2] for path in parts_of(store)] == [
         "part-ab12-1.parquet",

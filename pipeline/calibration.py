@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CALIBRATION_ROWS, GUARD_ROWS = 128, 256
 """Rows that are looked at, and others that are compared."""
 
+_OF_LABELS = ("classify", "zero_shot")
+"""Tasks that may list labels beside the best one, or beside those above the threshold."""
+
 _UNITS = 4
 _CHUNK_ROWS = 32
 _MOST_TOKENS = 65_536
@@ -94,6 +97,10 @@ def _annotator(spec: AnnotationSpec, dtype: str, data: bytes | None, schema: pa.
     settings = dict(spec.settings)
     if is_packed(settings.get("output", "float32")):
         settings["output"] = "float32"  # the vectors are compared, not their signs
+    if settings["task"] in _OF_LABELS:  # all of them are always the same, and those far down change places for nothing
+        settings |= {"all_scores": False, "top_k": None}
+    elif settings["task"] == "fill":
+        settings["top_k"] = 1
     pinned = replace(spec.pinned, dtype=dtype, calibration=None if data is None else digest_of(data))
     made = Annotator([replace(spec, settings=settings, pinned=pinned, calibration=data)], schema)
     made.load()

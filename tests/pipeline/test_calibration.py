@@ -59,6 +59,20 @@ def test_labels_are_compared_as_they_are(make_encoder: Make, sentences: list[str
     assert done.agreement.figure > 0.5
 
 
+@pytest.mark.parametrize("listed", [{"all_scores": True}, {"top_k": 3}])
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_of_listed_labels_those_are_compared_that_would_be_chosen(
+    make_encoder: Make, sentences: list[str], problem: str, listed: dict[str, Any]
+) -> None:
+    folder = make_encoder("bert", "ForSequenceClassification", num_labels=3, problem_type=problem)
+    plain, several = (
+        calibrate(spec_of(folder, "classify", int8_agreement=0.1, **options), table(sentences))
+        for options in ({}, listed)
+    )
+    assert several == plain
+    assert several.agreement.figure < 1
+
+
 def test_less_agreement_than_the_job_asks_for_is_refused_with_the_figure_and_the_way_on(
     make_encoder: Make, sentences: list[str]
 ) -> None:

@@ -58,10 +58,11 @@ class Calibrated:
         return digest_of(self.data)
 
 
-def calibrate(spec: AnnotationSpec, rows: pa.Table) -> Calibrated | None:
+def calibrate(spec: AnnotationSpec, rows: pa.Table, *, guarded: bool = True) -> Calibrated | None:
     """Calibrate one annotation's model on rows of the corpus that it reads; None where it could annotate none of them.
 
-    Raises JobError: less agreement with float32 than the job asks for; ModelError where the model cannot be quantised.
+    Raises JobError: less agreement with float32 than the job asks for, where it is `guarded`; ModelError where the
+    model cannot be quantised.
     """
     from pipeline.models.int8 import watched
 
@@ -87,7 +88,7 @@ def calibrate(spec: AnnotationSpec, rows: pa.Table) -> Calibrated | None:
     if agrees is None:
         return None
     level: float = spec.task().config.int8_agreement
-    if agrees.figure < level:
+    if guarded and agrees.figure < level:
         raise JobError(
             f"annotation '{spec.name}': dtype: int8 loses too much with this model on this corpus: {agrees}, beside "
             f"float32, and int8_agreement asks for {level:g}; set `dtype: bfloat16`, or a lower `int8_agreement`"
@@ -134,16 +135,24 @@ def _joined(chunks: Sequence[Annotations], name: str) -> pa.Array:
     return pa.concat_arrays([chunk.columns[name] for chunk in chunks])
 
 
-def calibrated(specs: Sequence[AnnotationSpec], rows: pa.Table) -> tuple[AnnotationSpec, ...]:
-    """The specs, those in int8 calibrated on these rows: for a look at a job, which keeps nothing."""
-    return tuple(_calibrated(spec, rows) if spec.pinned.dtype == "int8" else spec for spec in specs)
+def calibrated(specs: Sequence[AnnotationSpec], rows: pa.Table) -> tuple[tuple[AnnotationSpec, ...], tuple[str, ...]]:
+    """The specs, those in int8 calibrated on these rows, and how far they agree: for a look, which keeps nothing.
 
-
-def _calibrated(spec: AnnotationSpec, rows: pa.Table) -> AnnotationSpec:
-    done = calibrate(spec, spread([_read(spec, rows)], CALIBRATION_ROWS + GUARD_ROWS))
-    if done is None:
-        return replace(spec, pinned=replace(spec.pinned, dtype="bfloat16"))  # as a run does
-    return replace(spec, calibration=done.data, pinned=replace(spec.pinned, calibration=done.digest))
+    Few rows refuse no job: a run compares others, and more of them.
+    """
+    every, notes = [], []
+    for spec in specs:
+        if spec.pinned.dtype != "int8":
+            every.append(spec)
+            continue
+        done = calibrate(spec, spread([_read(spec, rows)], CALIBRATION_ROWS + GUARD_ROWS), guarded=False)
+        if done is None:
+            every.append(replace(spec, pinned=replace(spec.pinned, dtype="bfloat16")))  # as a run does
+            continue
+        pinned = replace(spec.pinned, calibration=done.digest)
+        every.append(replace(spec, calibration=done.data, pinned=pinned))
+        notes.append(f"annotation '{spec.name}' in int8, beside float32: {done.agreement}")
+    return tuple(every), tuple(notes)
 
 
 # ------------------------------------------------------------------------------------------------------- in a worker

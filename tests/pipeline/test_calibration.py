@@ -234,12 +234,26 @@ def test_a_look_at_a_job_calibrates_on_its_rows_and_leaves_others_alone(
 ) -> None:
     int8 = spec_of(make_encoder(), int8_agreement=0.5)
     plain = replace(int8, pinned=replace(int8.pinned, dtype="float32"))
-    found, same = calibrated([int8, plain], table(sentences))
+    (found, same), notes = calibrated([int8, plain], table(sentences))
     assert same is plain
+    assert notes[0].startswith("annotation 'a' in int8, beside float32: 99% of 27 rows have a cosine of at least 0.")
+    assert len(notes) == 1
     assert found.pinned.calibration is not None
     annotator = Annotator([found], table(sentences).schema)
     annotator.load()
     assert annotator.annotate(table(sentences[:2])).columns["a_embedding"].null_count == 0
+
+
+@pytest.mark.parametrize("texts", [[], [None, " "]])
+def test_a_look_at_rows_of_which_none_can_be_annotated_takes_bfloat16(make_encoder: Make, texts: list[str]) -> None:
+    (found,), notes = calibrated([spec_of(make_encoder())], table(texts))
+    assert (found.pinned.dtype, notes) == ("bfloat16", ())
+
+
+def test_a_look_at_a_job_refuses_nothing_for_want_of_agreement(make_encoder: Make, sentences: list[str]) -> None:
+    (found,), notes = calibrated([spec_of(make_encoder(), int8_agreement=1.0)], table(sentences))
+    assert found.pinned.calibration is not None
+    assert len(notes) == 1
 
 
 def test_an_actor_takes_what_the_plan_pins_from_the_output_and_nothing_else(

@@ -114,6 +114,17 @@ def test_of_listed_labels_those_are_compared_that_would_be_chosen(
     assert several.agreement.figure < 1
 
 
+def test_of_fills_the_best_one_is_compared(make_encoder: Make, sentences: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make_encoder("bert", "ForMaskedLM"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": "ak"}))
+    gaps = table([f"[MASK] {text}" for text in sentences])
+    one, five = (done_of(spec_of(folder, "fill", int8_agreement=0.01, **more), gaps) for more in ({"top_k": 1}, {}))
+    assert five == one
+    assert calibrate(spec_of(folder, "fill"), table(["bl cm", "bl"])) is None, "no model reads a text without a gap"
+
+
 def test_less_agreement_than_the_job_asks_for_is_refused_with_the_figure_and_the_way_on(
     make_encoder: Make, sentences: list[str]
 ) -> None:

@@ -100,4 +100,6 @@ def _without_reals(value: object) -> object:
         return tuple(
             sorted((name, _without_reals(each)) for name, each in value.items() if not isinstance(each, float))
         )
-    return tuple(_without_reals(each) for each in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_without_reals(each) for each in value if not isinstance(each, float))
+    return value

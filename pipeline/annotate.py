@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.calibration import calibrate_units, sampled
+from pipeline.agreement import Agreement
+from pipeline.calibration import calibrate_units
 from pipeline.corpus.apart import check_apart
-from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError
+from pipeline.corpus.plan import Unit
+from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError, WorkerDiedError
 from pipeline.gold import golds_of, measured
 from pipeline.job import AnnotateJob
 from pipeline.metrics.base import Measured
@@ -48,7 +50,10 @@ from pipeline.repeats import Cache, Repeats
 from pipeline.stages import Order, Work
 from pipeline.summary import Pace, Quarantine, Startup, Tally, lowered_budgets, over_limit
 from pipeline.trial import decided, try_out
-from pipeline.workers import Cluster, Pools
+from pipeline.workers import Cluster, Pools, section
+
+CALIBRATIONS = 3
+"""Processes that may die while they calibrate an annotation, each by other rows."""
 
 OVER_LIMIT = 3
 """Exit code of a run that is done, but with more in the quarantine than the job allows."""
@@ -251,22 +256,42 @@ def _choose_engines(run: Run, orders: list[Order], watcher: Watcher) -> None:
 def _calibrate(run: Run, orders: list[Order], watcher: Watcher) -> None:
     """Find what models in int8 are quantised by, where the plan does not know yet, and pin it there.
 
-    Raises JobError where quantising one would lose more than the job allows.
+    Where no row could be annotated, bfloat16 is pinned: the units come to their end as they do without int8. Raises
+    JobError where quantising a model would lose more than the job allows, RunError where process after process dies.
     """
     for each in run.job.annotations:
         pin = run.plan.annotations[each.name]
         if pin.dtype != "int8" or pin.calibration is not None:
             continue
-        from pipeline.stream import on_a_worker
-
         watcher.phase(f"calibrating {each.name}")
-        units = sampled([order.unit for order in orders])
-        calibration, agreement = on_a_worker(calibrate_units, run.work(), units, each.name, like=run.pools[each.pool])
-        pin = replace(pin, calibration=calibration, agreement=agreement.figure)
+        found = _calibration(run, [order.unit for order in orders], each.name, each.pool)
+        if found is None:
+            pin = replace(pin, dtype="bfloat16")
+            told = ": there is no row to calibrate it by, of all that were read, so bfloat16 computes it"
+        else:
+            pin = replace(pin, calibration=found[0], agreement=found[1].figure)
+            told = f", beside float32: {found[1]}"
         run.plan = replace(run.plan, annotations={**run.plan.annotations, each.name: pin})
         planfile.save(run.store, run.plan)
-        run.notes.append(f"annotation '{each.name}' in int8, beside float32: {agreement}")
+        run.notes.append(f"annotation '{each.name}' in int8{told}")
         watcher.note(run.notes[-1])
+
+
+def _calibration(run: Run, units: list[Unit], name: str, pool: str | None) -> tuple[str, Agreement] | None:
+    """As `calibrate_units`, by other rows where those killed the process."""
+    from pipeline.stream import on_a_worker
+
+    like = run.pools[pool]
+    for attempt in range(CALIBRATIONS):
+        try:
+            return on_a_worker(calibrate_units, run.work(), units, name, attempt, like=like)
+        except WorkerDiedError as error:
+            died = error
+    raise RunError(
+        f"the process that calibrated annotation '{name}' in int8 died {CALIBRATIONS} times, by other rows each time, "
+        f"most likely for want of memory; ask for fewer actors ({section(pool)}.actors, now {like.actors}), or set "
+        "`dtype: bfloat16`"
+    ) from died
 
 
 class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module

@@ -4,24 +4,29 @@
 
 Some rows go through the model in float32 while its layers' inputs are looked at; others, which took no part in that, go
 through it in float32 and in int8, and what the task says of them is compared. Less agreement than the job asks for ends
-the run before anything is written.
+the run before anything is written. Rows that float32 cannot annotate tell nothing; without any other there is no
+calibration, and nothing that would need one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.agreement import Agreement, agreement
-from pipeline.annotator import Annotations, AnnotationSpec, Annotator
+from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import UnitReader
 from pipeline.errors import JobError, OutputError
+from pipeline.inputs import compile_inputs
 from pipeline.models.ranges import digest_of, to_bytes
 from pipeline.output.layout import calibration_path
 from pipeline.output.storage import Store
 from pipeline.quantize import is_packed
+from pipeline.unit_texts import UnitTexts
 
 if TYPE_CHECKING:
     from pipeline.stages import Work
@@ -29,7 +34,12 @@ if TYPE_CHECKING:
 CALIBRATION_ROWS, GUARD_ROWS = 128, 256
 """Rows that are looked at, and others that are compared."""
 
-_UNITS = 4
+_OF_LABELS = ("classify", "zero_shot")
+"""Tasks that may list labels beside the best one, or beside those above the threshold."""
+
+_UNITS, _MOST_UNITS = 4, 64
+"""That are read at least, and at most once they have given a chunk of rows: a filter may keep few."""
+
 _CHUNK_ROWS = 32
 _MOST_TOKENS = 65_536
 """Of either kind of rows: half a minute of a small encoder in float32, by one thread. The first chunk counts always."""
@@ -48,41 +58,48 @@ class Calibrated:
         return digest_of(self.data)
 
 
-def calibrate(spec: AnnotationSpec, rows: pa.Table) -> Calibrated:
-    """Calibrate one annotation's model on rows of the corpus.
+def calibrate(spec: AnnotationSpec, rows: pa.Table, *, guarded: bool = True) -> Calibrated | None:
+    """Calibrate one annotation's model on rows of the corpus that it reads; None where it could annotate none of them.
 
-    Raises JobError: no row that it could annotate; less agreement with float32 than the job asks for; ModelError where
-    the model cannot be quantised.
+    Raises JobError: less agreement with float32 than the job asks for, where it is `guarded`; ModelError where the
+    model cannot be quantised.
     """
     from pipeline.models.int8 import watched
 
+    if not rows.num_rows:
+        return None
     looked_at, compared = rows.slice(0, rows.num_rows // 3), rows.slice(rows.num_rows // 3)
     exact = _annotator(spec, "float32", None, rows.schema)
     with watched(exact.module(spec.name)) as ranges:
-        _annotate(exact, looked_at if looked_at.num_rows else compared)
+        seen = _annotate(exact, looked_at)
+        if not ranges or not _annotated(spec, seen).any():
+            _annotate(exact, compared)
     wanted = _annotate(exact, compared)
     del exact
-    if not ranges:
-        raise JobError(
-            f"annotation '{spec.name}': dtype: int8 is calibrated on rows of the corpus, and of {rows.num_rows} "
-            "sampled ones none could be annotated: set `dtype: bfloat16`"
-        )
+    if not _annotated(spec, wanted).any():
+        compared, wanted = looked_at, seen
+    kept_R = pa.array(_annotated(spec, wanted))
+    if not kept_R.true_count or not any(chunk.tokens for chunk in wanted):
+        return None
     data = to_bytes(ranges)
     found = _annotate(_annotator(spec, "int8", data, rows.schema), compared)
     own = [name for name in wanted[0].columns if name not in _told_of(spec.name)]
-    agrees = agreement(*({name: _joined(chunks, name) for name in own} for chunks in (wanted, found)))
+    agrees = agreement(*({name: _joined(chunks, name).filter(kept_R) for name in own} for chunks in (wanted, found)))
     if agrees is None:
-        raise JobError(
-            f"annotation '{spec.name}': what task '{spec.settings['task']}' says of these rows cannot be compared with "
-            "float32, as vectors, labels and words can: set `dtype: bfloat16`"
-        )
+        return None
     level: float = spec.task().config.int8_agreement
-    if agrees.figure < level:
+    if guarded and agrees.figure < level:
         raise JobError(
             f"annotation '{spec.name}': dtype: int8 loses too much with this model on this corpus: {agrees}, beside "
             f"float32, and int8_agreement asks for {level:g}; set `dtype: bfloat16`, or a lower `int8_agreement`"
         )
     return Calibrated(data, agrees)
+
+
+def _annotated(spec: AnnotationSpec, chunks: Sequence[Annotations]) -> npt.NDArray[np.bool_]:
+    """Of which rows the annotation said anything: those alone have tokens."""
+    tokens = [chunk.columns[f"{spec.name}_tokens"] for chunk in chunks]
+    return np.concatenate([np.zeros(0, np.bool_), *(np.asarray(each.is_valid()) for each in tokens)])
 
 
 def _told_of(name: str) -> set[str]:
@@ -94,6 +111,10 @@ def _annotator(spec: AnnotationSpec, dtype: str, data: bytes | None, schema: pa.
     settings = dict(spec.settings)
     if is_packed(settings.get("output", "float32")):
         settings["output"] = "float32"  # the vectors are compared, not their signs
+    if settings["task"] in _OF_LABELS:  # all of them are always the same, and those far down change places for nothing
+        settings |= {"all_scores": False, "top_k": None}
+    elif settings["task"] == "fill":
+        settings["top_k"] = 1
     pinned = replace(spec.pinned, dtype=dtype, calibration=None if data is None else digest_of(data))
     made = Annotator([replace(spec, settings=settings, pinned=pinned, calibration=data)], schema)
     made.load()
@@ -114,35 +135,66 @@ def _joined(chunks: Sequence[Annotations], name: str) -> pa.Array:
     return pa.concat_arrays([chunk.columns[name] for chunk in chunks])
 
 
-def calibrated(specs: Sequence[AnnotationSpec], rows: pa.Table) -> tuple[AnnotationSpec, ...]:
-    """The specs, those in int8 calibrated on these rows: for a look at a job, which keeps nothing."""
-    return tuple(_calibrated(spec, rows) if spec.pinned.dtype == "int8" else spec for spec in specs)
+def calibrated(specs: Sequence[AnnotationSpec], rows: pa.Table) -> tuple[tuple[AnnotationSpec, ...], tuple[str, ...]]:
+    """The specs, those in int8 calibrated on these rows, and how far they agree: for a look, which keeps nothing.
 
-
-def _calibrated(spec: AnnotationSpec, rows: pa.Table) -> AnnotationSpec:
-    done = calibrate(spec, spread([rows], CALIBRATION_ROWS + GUARD_ROWS))
-    return replace(spec, calibration=done.data, pinned=replace(spec.pinned, calibration=done.digest))
+    Few rows refuse no job: a run compares others, and more of them.
+    """
+    every, notes = [], []
+    for spec in specs:
+        if spec.pinned.dtype != "int8":
+            every.append(spec)
+            continue
+        done = calibrate(spec, spread([_read(spec, rows)], CALIBRATION_ROWS + GUARD_ROWS), guarded=False)
+        if done is None:
+            every.append(replace(spec, pinned=replace(spec.pinned, dtype="bfloat16")))  # as a run does
+            continue
+        pinned = replace(spec.pinned, calibration=done.digest)
+        every.append(replace(spec, calibration=done.data, pinned=pinned))
+        notes.append(f"annotation '{spec.name}' in int8, beside float32: {done.agreement}")
+    return tuple(every), tuple(notes)
 
 
 # ------------------------------------------------------------------------------------------------------- in a worker
 
 
-def sampled(units: Sequence[Unit]) -> list[Unit]:
-    """Some units that lie apart."""
-    count = min(_UNITS, len(units))
-    return [units[len(units) * each // count] for each in range(count)]
+def apart(units: Sequence[Unit]) -> list[Unit]:
+    """The units, those first that lie apart: a few, then four times as many, until all are there."""
+    places: dict[int, None] = {}
+    count = _UNITS
+    while len(places) < len(units):
+        count = min(count, len(units))
+        places |= dict.fromkeys(len(units) * each // count for each in range(count))
+        count *= 4
+    return [units[place] for place in places]
 
 
-def good_rows(units: Sequence[Unit], work: "Work") -> pa.Table:
-    """Rows of these units that lie apart, without those that are at fault already."""
+def good_rows(units: Sequence[Unit], work: "Work", spec: AnnotationSpec, attempt: int = 0) -> pa.Table:
+    """Rows that the annotation reads, which lie apart: of a few units, of more where those have too few.
+
+    The first attempt takes them from all, the second and third from every other one: they have none in common.
+    """
     reader = UnitReader(work.read)
-    tables = [reader.empty()]
-    for unit in units:
+    tables, count = [reader.empty()], 0
+    for number, unit in enumerate(apart(units)):
+        enough = _CHUNK_ROWS if number >= _MOST_UNITS else CALIBRATION_ROWS + GUARD_ROWS
+        if number >= _UNITS and count >= enough:
+            break
         found = reader.read(unit, {span.fragment: work.fragments[span.fragment] for span in unit.spans})
-        faulty = {problem.row for problem in found.problems}
-        good = [row for row in range(found.table.num_rows) if row not in faulty]
-        tables.append(found.table.take(pa.array(good, pa.int64())))
-    return spread(tables, CALIBRATION_ROWS + GUARD_ROWS)
+        tables.append(_read(spec, found.table, {problem.row for problem in found.problems}))
+        count += tables[-1].num_rows
+    whole = pa.concat_tables(tables)
+    if attempt:
+        whole = whole.take(pa.array(range((attempt - 1) % 2, whole.num_rows, 2), pa.int64()))
+    return spread([whole], CALIBRATION_ROWS + GUARD_ROWS)
+
+
+def _read(spec: AnnotationSpec, table: pa.Table, faulty: Collection[int] = ()) -> pa.Table:
+    """The rows that an annotation reads, without those that are at fault."""
+    task = spec.on_this_node().task()
+    (reads,) = compile_inputs([task], [columns_of(task)], table.schema)
+    unit = UnitTexts(table, frozenset(), faulty, None, offsets=False, once=False)
+    return table.take(pa.array(unit.rendered(task, reads).rows_R, pa.int64()))
 
 
 def spread(tables: Sequence[pa.Table], rows: int) -> pa.Table:
@@ -153,10 +205,15 @@ def spread(tables: Sequence[pa.Table], rows: int) -> pa.Table:
     return whole.take(pa.array([place for first in range(3) for place in places[first::3]], pa.int64()))
 
 
-def calibrate_units(work: "Work", units: Sequence[Unit], name: str) -> tuple[str, Agreement]:
-    """Calibrate an annotation by rows of these units, and keep it in the output: the calibration's sha256."""
+def calibrate_units(work: "Work", units: Sequence[Unit], name: str, attempt: int = 0) -> tuple[str, Agreement] | None:
+    """Calibrate an annotation by rows of these units, and keep it in the output: the calibration's sha256.
+
+    None where it could annotate no row. Another attempt takes other rows. Raises what `calibrate` raises.
+    """
     (spec,) = [each for each in work.annotations if each.name == name]
-    done = calibrate(spec, good_rows(units, work))
+    done = calibrate(spec, good_rows(units, work, spec, attempt))
+    if done is None:
+        return None
     path = calibration_path(done.digest)
     if not work.store.exists(path):
         work.store.write(path, done.data)

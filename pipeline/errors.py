@@ -7,7 +7,8 @@
     │   ├── OutputError        2   the output folder is refused: foreign, changed, inside the corpus
     │   └── PlacementError     2   the cluster cannot hold what was asked for
     ├── RunError               1   the run failed half-way; what is committed stays
-    │   └── LeaseError         1   another run holds this output
+    │   ├── LeaseError         1   another run holds this output
+    │   └── WorkerDiedError    1   a process died of what it computed, or for want of memory
     └── Interrupted          130   somebody stopped the run; the same command goes on
 
 A message names the value, the bound, the place and what to do. A bad row never raises: it is quarantined with one of
@@ -52,6 +53,10 @@ class RunError(CorpusmillError):
 
 class LeaseError(RunError):
     """Another run holds this output."""
+
+
+class WorkerDiedError(RunError):
+    """A process died of what it computed, or for want of memory."""
 
 
 class Interrupted(CorpusmillError):  # noqa: N818 - it is not a fault

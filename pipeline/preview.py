@@ -47,6 +47,7 @@ class Estimate:
     tokens: int
     seconds: float  # of computing, with all actors; starting them comes on top
     sampled_rows: int
+    notes: tuple[str, ...]  # how far annotations in int8 agree with float32 there
 
 
 def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
@@ -59,7 +60,8 @@ def preview(job: AnnotateJob, cluster: Cluster, rows: int) -> pa.Table:
     shown_too = {*read.columns, *plan.partition}  # parts have them in their path, a terminal has no path
     read = replace(read, columns=tuple(name for name in plan.schema.names if name in shown_too))
     table = _first_rows(UnitReader(read), plan, rows)
-    annotator = Annotator(calibrated(specs(job, models, plan.annotations), table.table), table.table.schema)
+    every, _ = calibrated(specs(job, models, plan.annotations), table.table)
+    annotator = Annotator(every, table.table.schema)
     annotator.load()
     found = annotator.annotate(table.table, {problem.row for problem in table.problems})
     shown = table.table.select([*carried_columns(job, plan), *plan.partition, "_file", "_row"])
@@ -113,6 +115,7 @@ def plan_job(job: AnnotateJob, cluster: Cluster) -> dict[str, Any]:
         "notes": [
             *notes,
             *_waiting(job, models, plan),
+            *(() if estimate is None else estimate.notes),
             *(f"{each.path}: {each.problem[1]}" for each in unreadable[:5] if each.problem),
         ],
     }
@@ -158,7 +161,7 @@ def _estimate(job: AnnotateJob, models: Models, plan: Plan, pools: Pools) -> Est
         return None
     rows = table = sampled.table.slice(0, ESTIMATE_ROWS)
     tokens, slowest_seconds = 0, 0.0  # the pools work at the same time
-    every = calibrated(specs(job, models, plan.annotations), rows)
+    every, notes = calibrated(specs(job, models, plan.annotations), rows)
     for pool, workers in pools.items():
         annotator = Annotator(every, rows.schema, [spec for spec in every if spec.pool == pool])
         annotator.load()
@@ -170,7 +173,7 @@ def _estimate(job: AnnotateJob, models: Models, plan: Plan, pools: Pools) -> Est
         table = with_columns(table, pa.table(found.columns))
     kept = plan.rows * (sampled.table.num_rows / sampled.rows_read) if sampled.rows_read else 0.0
     scale = kept / rows.num_rows
-    return Estimate(round(tokens * scale), slowest_seconds * scale, rows.num_rows)
+    return Estimate(round(tokens * scale), slowest_seconds * scale, rows.num_rows, notes)
 
 
 def _from_the_middle(reader: UnitReader, plan: Plan) -> Iterator[ReadUnit]:

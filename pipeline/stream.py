@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskP
 from ray.data.block import BlockMetadata
 
 from pipeline.envelope import Envelope
-from pipeline.errors import CorpusmillError, RunError
+from pipeline.errors import CorpusmillError, RunError, WorkerDiedError
 from pipeline.stages import AnnotateStage, Order, Work, commit, read
 from pipeline.workers import Workers
 
@@ -155,7 +155,8 @@ def stream_with_suspects(orders: Sequence[Order], work: Work) -> Iterator[dict[s
 def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> Answer:
     """What the function answers in a process of its own, with an actor's share of a node. Ray must run already.
 
-    Raises RunError where the process dies or the function raises, an error of ours as what it was: once is enough.
+    Raises WorkerDiedError where the process dies, RunError where the function raises, an error of ours as what it was:
+    once is enough.
     """
     task = ray.remote(
         num_cpus=like.cpus_per_actor,
@@ -170,8 +171,13 @@ def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> A
         cause = getattr(error, "cause", None)
         if isinstance(cause, CorpusmillError):
             raise cause from error
-        raise RunError(str(error).strip().splitlines()[-1]) from error
+        raise (WorkerDiedError if isinstance(error, _DEATHS) else RunError)(
+            str(error).strip().splitlines()[-1]
+        ) from error
     return answer
+
+
+_DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
 
 
 def _called(compute: Callable[..., Answer], *given: Any) -> Answer:

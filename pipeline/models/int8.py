@@ -117,6 +117,7 @@ def watched(model: nn.Module) -> Iterator[dict[str, Range]]:
 
 def _watch(found: dict[str, Range], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
     values_TK = inputs[0].detach().flatten(0, -2).float()
+    values_TK = values_TK[values_TK.isfinite().all(1)]  # a row that overflows is no measure for others
     if len(values_TK) == 0:
         return
     least_K, greatest_K = values_TK.aminmax(dim=0)

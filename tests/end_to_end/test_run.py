@@ -244,7 +244,7 @@ def test_a_sidecar_carries_annotations_and_row_identity_alone(corpusmill: Corpus
 
 
 def test_a_trial_has_a_process_of_its_own_and_what_it_raises_is_told_in_one_line(one_ray: Any) -> None:
-    from pipeline.errors import RunError
+    from pipeline.errors import RunError, WorkerDiedError
     from pipeline.stream import on_a_worker
     from pipeline.workers import Workers
 
@@ -254,7 +254,7 @@ def test_a_trial_has_a_process_of_its_own_and_what_it_raises_is_told_in_one_line
     assert on_a_worker(max, 3, 7, like=like) == 7
     with pytest.raises(RunError, match=r"^ValueError: max\(\) .*empty"):
         on_a_worker(max, [], like=like)
-    with pytest.raises(RunError):
+    with pytest.raises(WorkerDiedError):
         on_a_worker(os._exit, 9, like=like)
 
 

@@ -38,6 +38,13 @@ def test_entities_are_the_same_by_label_and_place():
     assert found == Agreement("same", 0.5, 2)
 
 
+def test_lists_of_scores_within_an_entity_may_differ():
+    fills = pa.list_(pa.struct([("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]))
+    exact = pa.array([[{"labels": ["a"], "scores": [0.5]}], [{"labels": ["a"], "scores": [0.5]}]], fills)
+    found = pa.array([[{"labels": ["a"], "scores": [0.6]}], [{"labels": ["b"], "scores": [0.5]}]], fills)
+    assert agreement({"fills": exact}, {"fills": found}) == Agreement("same", 0.5, 2)
+
+
 def test_a_row_that_neither_has_is_not_compared_and_one_that_only_one_has_does_not_agree():
     assert agreement(vectors([1.0, 0.0], None), vectors([1.0, 0.0], None)) == Agreement("cosine", 1.0, 1)
     assert agreement(vectors([1.0, 0.0], None), vectors([1.0, 0.0], [1.0, 0.0])) == Agreement("cosine", 0.0, 2)

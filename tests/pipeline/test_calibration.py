@@ -1,25 +1,41 @@
 """Calibrating a model in int8: on rows of the corpus, compared on others, kept in the output."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import annotate, stream
 from pipeline.annotate import Run
 from pipeline.annotator import AnnotationSpec, Annotator
-from pipeline.calibration import calibrate, calibrate_units, calibrated, sampled, spread, with_calibration
+from pipeline.calibration import (
+    Calibrated,
+    apart,
+    calibrate,
+    calibrate_units,
+    calibrated,
+    good_rows,
+    spread,
+    with_calibration,
+)
 from pipeline.corpus.plan import Span, Unit
-from pipeline.errors import JobError, OutputError
+from pipeline.errors import JobError, OutputError, RunError, WorkerDiedError
 from pipeline.job import AnnotateJob
 from pipeline.models.device import resolve_dtype
+from pipeline.models.ranges import from_bytes
 from pipeline.models.reference import ModelSettings, pin
+from pipeline.output import planfile
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.output.storage import Store
 from pipeline.planning import new_plan, pin_models
+from pipeline.progress import Silent
 from pipeline.stages import AnnotateStage, Order, read
 from pipeline.workers import Pools, Workers
 
@@ -44,9 +60,34 @@ def spec_of(folder: Path, task: str = "embed", **options: Any) -> AnnotationSpec
     return AnnotationSpec({"name": "a", "task": task, "text": "text", **options}, False, model, pinned)
 
 
+def done_of(spec: AnnotationSpec, rows: pa.Table) -> Calibrated:
+    done = calibrate(spec, rows)
+    assert done is not None
+    return done
+
+
+def run_of(folder: Path, model: Path, tables: Sequence[pa.Table], **corpus: Any) -> Run:
+    """A run of its own plan, on a corpus of these tables, each a unit."""
+    for number, rows in enumerate(tables):
+        (folder / f"corpus/part={number}").mkdir(parents=True)
+        pq.write_table(rows, folder / f"corpus/part={number}/rows.parquet")
+    annotation = {"name": "a", "task": "embed", "text": "text", "model": str(model), "dtype": "int8"}
+    job = AnnotateJob.model_validate(
+        {
+            "corpus": {"path": str(folder / "corpus"), **corpus},
+            "annotations": [annotation | {"int8_agreement": 0.5}],
+            "output": {"path": str(folder / "out")},
+        }
+    )
+    pools: Pools = {None: Workers(1, 1, 0, 1, None)}
+    models, store = pin_models(job), Store.at(str(folder / "out"))
+    plan, _ = new_plan(job, models, pools)
+    return Run(job, store, models, plan, pools, 1, "r1", {}, 0.0)
+
+
 @pytest.mark.parametrize("output", ["float32", "ubinary"])
 def test_vectors_are_compared_by_their_cosine(make_encoder: Make, sentences: list[str], output: str) -> None:
-    done = calibrate(spec_of(make_encoder(), output=output, int8_agreement=0.9), table([*sentences, None]))
+    done = done_of(spec_of(make_encoder(), output=output, int8_agreement=0.9), table([*sentences, None]))
     assert done.agreement.of == "cosine"
     assert 0.9 < done.agreement.figure < 1
     assert done.agreement.rows == len(sentences) - len(sentences) // 3
@@ -54,9 +95,34 @@ def test_vectors_are_compared_by_their_cosine(make_encoder: Make, sentences: lis
 
 def test_labels_are_compared_as_they_are(make_encoder: Make, sentences: list[str]) -> None:
     folder = make_encoder("bert", "ForSequenceClassification", num_labels=3)
-    done = calibrate(spec_of(folder, "classify", int8_agreement=0.5), table(sentences))
+    done = done_of(spec_of(folder, "classify", int8_agreement=0.5), table(sentences))
     assert done.agreement.of == "same"
     assert done.agreement.figure > 0.5
+
+
+@pytest.mark.parametrize("listed", [{"all_scores": True}, {"top_k": 3}])
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_of_listed_labels_those_are_compared_that_would_be_chosen(
+    make_encoder: Make, sentences: list[str], problem: str, listed: dict[str, Any]
+) -> None:
+    folder = make_encoder("bert", "ForSequenceClassification", num_labels=3, problem_type=problem)
+    plain, several = (
+        done_of(spec_of(folder, "classify", int8_agreement=0.1, **options), table(sentences))
+        for options in ({}, listed)
+    )
+    assert several == plain
+    assert several.agreement.figure < 1
+
+
+def test_of_fills_the_best_one_is_compared(make_encoder: Make, sentences: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(make_encoder("bert", "ForMaskedLM"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": "ak"}))
+    gaps = table([f"[MASK] {text}" for text in sentences])
+    one, five = (done_of(spec_of(folder, "fill", int8_agreement=0.01, **more), gaps) for more in ({"top_k": 1}, {}))
+    assert five == one
+    assert calibrate(spec_of(folder, "fill"), table(["bl cm", "bl"])) is None, "no model reads a text without a gap"
 
 
 def test_less_agreement_than_the_job_asks_for_is_refused_with_the_figure_and_the_way_on(
@@ -70,13 +136,34 @@ def test_less_agreement_than_the_job_asks_for_is_refused_with_the_figure_and_the
         calibrate(spec_of(make_encoder(), int8_agreement=1.0), table(sentences))
 
 
-def test_rows_of_which_none_can_be_annotated_are_told(make_encoder: Make) -> None:
-    with pytest.raises(JobError, match=r"of 3 sampled ones none could be annotated: set `dtype: bfloat16`"):
-        calibrate(spec_of(make_encoder()), table([None, " ", None]))
+def test_rows_of_which_none_can_be_annotated_give_no_calibration(make_encoder: Make) -> None:
+    assert calibrate(spec_of(make_encoder()), table([None, " ", None])) is None
+    assert calibrate(spec_of(make_encoder()), table([])) is None
 
 
-def test_one_row_is_both_looked_at_and_compared(make_encoder: Make) -> None:
-    assert calibrate(spec_of(make_encoder(), int8_agreement=0.5), table(["ak bl cm"])).agreement.rows == 1
+@pytest.mark.parametrize("texts", [["ak bl cm"], ["ak bl", "cm"] + [None] * 4, [None] * 4 + ["ak bl", "cm"]])
+def test_few_rows_are_both_looked_at_and_compared(make_encoder: Make, texts: list[str | None]) -> None:
+    done = done_of(spec_of(make_encoder(), int8_agreement=0.5), table(texts))
+    assert done.agreement.rows == sum(text is not None for text in texts)
+
+
+def test_rows_that_are_not_finite_in_float32_tell_nothing(
+    make_encoder: Make, sentences: list[str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(make_encoder(), folder)
+    weights = load_file(folder / "model.safetensors")
+    word = sentences[0].split()[0]
+    token = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"][word]
+    weights["embeddings.word_embeddings.weight"][token] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    good = [word not in text.split() for text in sentences]
+    assert 0 < sum(good[len(good) // 3 :]) < len(good[len(good) // 3 :])
+    done = done_of(spec_of(folder, int8_agreement=0.5), table(sentences))
+    assert done.agreement.rows == sum(good[len(good) // 3 :])
+    assert all(np.isfinite([*each.most_K, each.least, each.greatest]).all() for each in from_bytes(done.data).values())
 
 
 def test_rows_lie_apart() -> None:
@@ -86,8 +173,71 @@ def test_rows_lie_apart() -> None:
     assert spread([pa.table({"row": range(3)})], 8).num_rows == 3
     assert spread([pa.table({"row": range(0)})], 8).num_rows == 0
     units = [Unit(f"{number}", "", (Span(0, 0, number, number + 1),)) for number in range(9)]
-    assert [unit.id for unit in sampled(units)] == ["0", "2", "4", "6"]
-    assert sampled(units[:2]) == units[:2]
+    assert [unit.id for unit in apart(units)] == ["0", "2", "4", "6", "1", "3", "5", "7", "8"]
+    assert apart(units[:2]) == units[:2]
+
+
+def test_rows_that_an_annotation_reads_are_looked_for_until_all_units_are_read(
+    make_encoder: Make, tmp_path: Path
+) -> None:
+    tables = [table([None, " "]) for _ in range(9)]
+    tables[7] = table(["ak", None, "bl", "cm"])
+    run = run_of(tmp_path, make_encoder(), tables)
+    (spec,) = run.work().annotations
+    found = [good_rows(run.plan.units, run.work(), spec, attempt)["text"].to_pylist() for attempt in range(3)]
+    assert [sorted(texts) for texts in found] == [["ak", "bl", "cm"], ["ak", "cm"], ["bl"]]
+
+
+def calibrate_in(run: Run) -> PinnedAnnotation:
+    annotate._calibrate(run, [Order(unit) for unit in run.plan.units], Silent())
+    return run.plan.annotations["a"]
+
+
+def here(compute: Callable[..., Any], *given: Any, like: Workers) -> Any:
+    """In the place of a worker."""
+    return compute(*given)
+
+
+def test_a_corpus_without_a_row_to_calibrate_by_is_computed_in_bfloat16(
+    make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "on_a_worker", here)
+    run = run_of(tmp_path, make_encoder(), [table([None, "ak", "cm"])], filter="text = 'bl'")
+    assert calibrate_in(run).dtype == "bfloat16"
+    assert planfile.load(run.store).annotations["a"] == run.plan.annotations["a"]
+    assert run.notes == [
+        "annotation 'a' in int8: there is no row to calibrate it by, of all that were read, so bfloat16 computes it"
+    ]
+    assert calibrate_in(run).dtype == "bfloat16"
+    assert len(run.notes) == 1
+    assert AnnotateStage(run.work())(read(Order(run.plan.units[0]), run.work())).state == "annotated"
+
+
+def test_rows_that_kill_the_process_give_way_to_others_and_a_process_that_always_dies_ends_the_run(
+    make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies_of_the_first(compute: Callable[..., Any], *given: Any, like: Workers) -> Any:
+        work, units, name, attempt = given
+        if sentences[0] in good_rows(units, work, work.annotations[0], attempt)["text"].to_pylist():
+            raise WorkerDiedError("gone")
+        return compute(work, units, name, attempt)
+
+    monkeypatch.setattr(stream, "on_a_worker", dies_of_the_first)
+    run = run_of(tmp_path, make_encoder(), [table(sentences)])
+    planned = run.plan
+    assert calibrate_in(run).calibration is not None
+
+    def dies(*_: Any, like: Workers) -> Any:
+        raise WorkerDiedError("gone")
+
+    monkeypatch.setattr(stream, "on_a_worker", dies)
+    run.plan = planned
+    told = (
+        r"the process that calibrated annotation 'a' in int8 died 3 times, .* want of memory; ask for fewer actors "
+        r"\(cluster\.actors, now 1\), or set `dtype: bfloat16`"
+    )
+    with pytest.raises(RunError, match=told):
+        calibrate_in(run)
 
 
 def test_a_look_at_a_job_calibrates_on_its_rows_and_leaves_others_alone(
@@ -95,31 +245,36 @@ def test_a_look_at_a_job_calibrates_on_its_rows_and_leaves_others_alone(
 ) -> None:
     int8 = spec_of(make_encoder(), int8_agreement=0.5)
     plain = replace(int8, pinned=replace(int8.pinned, dtype="float32"))
-    found, same = calibrated([int8, plain], table(sentences))
+    (found, same), notes = calibrated([int8, plain], table(sentences))
     assert same is plain
+    assert notes[0].startswith("annotation 'a' in int8, beside float32: 99% of 27 rows have a cosine of at least 0.")
+    assert len(notes) == 1
     assert found.pinned.calibration is not None
     annotator = Annotator([found], table(sentences).schema)
     annotator.load()
     assert annotator.annotate(table(sentences[:2])).columns["a_embedding"].null_count == 0
 
 
+@pytest.mark.parametrize("texts", [[], [None, " "]])
+def test_a_look_at_rows_of_which_none_can_be_annotated_takes_bfloat16(make_encoder: Make, texts: list[str]) -> None:
+    (found,), notes = calibrated([spec_of(make_encoder())], table(texts))
+    assert (found.pinned.dtype, notes) == ("bfloat16", ())
+
+
+def test_a_look_at_a_job_refuses_nothing_for_want_of_agreement(make_encoder: Make, sentences: list[str]) -> None:
+    (found,), notes = calibrated([spec_of(make_encoder(), int8_agreement=1.0)], table(sentences))
+    assert found.pinned.calibration is not None
+    assert len(notes) == 1
+
+
 def test_an_actor_takes_what_the_plan_pins_from_the_output_and_nothing_else(
     make_encoder: Make, sentences: list[str], tmp_path: Path
 ) -> None:
-    pq.write_table(table(sentences), tmp_path / "corpus.parquet")
-    annotation = {"name": "a", "task": "embed", "text": "text", "model": str(make_encoder()), "dtype": "int8"}
-    job = AnnotateJob.model_validate(
-        {
-            "corpus": {"path": str(tmp_path / "corpus.parquet")},
-            "annotations": [annotation | {"int8_agreement": 0.5}],
-            "output": {"path": str(tmp_path / "out")},
-        }
-    )
-    pools: Pools = {None: Workers(1, 1, 0, 1, None)}
-    models, store = pin_models(job), Store.at(str(tmp_path / "out"))
-    plan, _ = new_plan(job, models, pools)
-    run = Run(job, store, models, plan, pools, 1, "r1", {}, 0.0)
-    digest, agreement = calibrate_units(run.work(), sampled(plan.units), "a")
+    run = run_of(tmp_path, make_encoder(), [table(sentences)])
+    plan, store = run.plan, run.store
+    done = calibrate_units(run.work(), plan.units, "a")
+    assert done is not None
+    digest, agreement = done
     pins = {"a": replace(plan.annotations["a"], calibration=digest, agreement=agreement.figure)}
     run.plan = replace(plan, annotations=pins)
     found = AnnotateStage(run.work())(read(Order(plan.units[0]), run.work()))

@@ -1,6 +1,6 @@
 """A look before the run, in this process, without a trace on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import CorpusError, OutputError
+from pipeline.errors import CorpusError, JobError, OutputError
 from pipeline.job import AnnotateJob
+from pipeline.models.device import resolve_dtype
 from pipeline.preview import ESTIMATE_ROWS, first_texts, plan_job, preview
 from pipeline.workers import Pools, Workers
 
@@ -114,6 +115,27 @@ def test_a_look_makes_the_annotations_of_all_pools_in_this_process(folder: Path)
 def test_a_plan_without_a_row_estimates_nothing(folder: Path) -> None:
     told = plan_job(_job(folder, filter="number > 0 AND number < 1"), OneActor())
     assert (told["tokens_estimated"], told["seconds_estimated"], told["rows_sampled"]) == (None, None, 0)
+
+
+def test_a_look_at_a_job_in_int8_shows_its_rows_and_tells_how_far_it_agrees(
+    folder: Path, make_encoder: Callable[..., Path]
+) -> None:
+    try:
+        resolve_dtype("int8", "cpu")
+    except JobError as error:
+        pytest.skip(str(error))
+
+    def in_int8(**corpus: Any) -> AnnotateJob:
+        annotation = {"name": "e", "task": "embed", "text": "text", "model": str(make_encoder()), "dtype": "int8"}
+        document = _job(folder, **corpus).model_dump(mode="json")
+        return AnnotateJob.model_validate(document | {"annotations": [annotation | {"int8_agreement": 1.0}]})
+
+    assert preview(in_int8(), OneActor(), 5)["e_embedding"].null_count == 1
+    assert preview(in_int8(filter="number > 0 AND number < 1"), OneActor(), 3).num_rows == 0
+    nulls = preview(in_int8(filter="number = 3"), OneActor(), 3)
+    assert [why.split(":")[0] for why in nulls["quarantine"].to_pylist()] == ["null_text"] * 3
+    (note,) = plan_job(in_int8(), OneActor())["notes"]
+    assert note.startswith("annotation 'e' in int8, beside float32: 99% of ")
 
 
 def test_what_a_run_would_refuse_a_look_refuses_too(folder: Path) -> None:

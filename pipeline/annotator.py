@@ -14,12 +14,15 @@ import pyarrow as pa
 from pipeline import tasks
 from pipeline.batching import TokenBudget
 from pipeline.cached import annotate_with
-from pipeline.errors import CorpusmillError, ModelError
+from pipeline.errors import CorpusmillError, ModelError, OutputError
 from pipeline.inputs import compile_inputs
 from pipeline.models.device import may_pack
 from pipeline.models.engines import TORCH
+from pipeline.models.ranges import digest_of
 from pipeline.models.reference import PinnedModel, on_this_node
+from pipeline.output.layout import calibration_path
 from pipeline.output.planfile import PinnedAnnotation
+from pipeline.output.storage import Store
 from pipeline.profile import FIRST_PASS, timed
 from pipeline.quarantine import Problem
 from pipeline.repeats import Cache, Repeats, salt
@@ -89,6 +92,22 @@ class AnnotationSpec:
         """The task of this annotation, without weights."""
         kind = self._kind()
         return kind(kind.Config.model_validate(dict(self.settings)), self.model)
+
+    def with_calibration(self, store: Store) -> "AnnotationSpec":
+        """The same with what the plan pins of it brought from the output.
+
+        Raises OutputError where that is gone, or not what was written there.
+        """
+        digest = self.pinned.calibration
+        if digest is None:
+            return self
+        data = store.find(calibration_path(digest))
+        if data is None or digest_of(data) != digest:
+            raise OutputError(
+                f"{calibration_path(digest)} in {store.root}, by which annotation '{self.name}' is quantised, is "
+                f"{'gone' if data is None else 'not what was written there'}: restore it, or name another output.path"
+            )
+        return replace(self, calibration=data)
 
     def on_this_node(self) -> "AnnotationSpec":
         """The same with the model's files where this process runs; ModelError where they cannot be had."""

@@ -20,11 +20,10 @@ from pipeline.agreement import Agreement, agreement
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import UnitReader
-from pipeline.errors import JobError, OutputError
+from pipeline.errors import JobError
 from pipeline.inputs import compile_inputs
 from pipeline.models.ranges import digest_of, to_bytes
 from pipeline.output.layout import calibration_path
-from pipeline.output.storage import Store
 from pipeline.quantize import is_packed
 from pipeline.unit_texts import UnitTexts
 
@@ -218,20 +217,3 @@ def calibrate_units(work: "Work", units: Sequence[Unit], name: str, attempt: int
     if not work.store.exists(path):
         work.store.write(path, done.data)
     return done.digest, done.agreement
-
-
-def with_calibration(spec: AnnotationSpec, store: Store) -> AnnotationSpec:
-    """The spec with what the plan pins of it brought from the output.
-
-    Raises OutputError where that is gone, or not what was written there.
-    """
-    digest = spec.pinned.calibration
-    if digest is None:
-        return spec
-    data = store.find(calibration_path(digest))
-    if data is None or digest_of(data) != digest:
-        raise OutputError(
-            f"{calibration_path(digest)} in {store.root}, by which annotation '{spec.name}' is quantised, is "
-            f"{'gone' if data is None else 'not what was written there'}: restore it, or name another output.path"
-        )
-    return replace(spec, calibration=data)

@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator
 from pipeline.blame import DEATHS_AT_MOST, DEATHS_BESIDE_OTHERS, Attempt, Phase, blamed_rows, suspected_rows
-from pipeline.calibration import with_calibration
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.plan import Fragment, Unit
 from pipeline.corpus.reader import ReadPlan, ReadUnit, UnitReader
@@ -225,7 +224,7 @@ class AnnotateStage:
                         from pipeline.models.lean import import_lean  # torch takes seconds; some jobs need none
 
                         import_lean()
-                    specs = [with_calibration(spec, self.work.store) for spec in self.work.annotations]
+                    specs = [spec.with_calibration(self.work.store) for spec in self.work.annotations]
                     here = [spec for spec in specs if spec.pool == self.pool]
                     self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
                     self.annotator.import_libraries()

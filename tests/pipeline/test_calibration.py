@@ -23,7 +23,6 @@ from pipeline.calibration import (
     calibrated,
     good_rows,
     spread,
-    with_calibration,
 )
 from pipeline.corpus.plan import Span, Unit
 from pipeline.errors import JobError, OutputError, RunError, WorkerDiedError
@@ -284,11 +283,11 @@ def test_an_actor_takes_what_the_plan_pins_from_the_output_and_nothing_else(
 
     (spec,) = run.work().annotations
     assert spec.decisive()["calibration"] == digest
-    assert with_calibration(spec, store).calibration is not None
+    assert spec.with_calibration(store).calibration is not None
     path = f"metadata/calibration-{digest}.safetensors"
     Path(store.full(path)).write_bytes(b"another")
     with pytest.raises(OutputError, match=r"by which annotation 'a' is quantised, is not what was written there"):
-        with_calibration(spec, store)
+        spec.with_calibration(store)
     store.delete(path)
     with pytest.raises(OutputError, match=rf"{path} in .*, by which annotation 'a' is quantised, is gone: restore it"):
-        with_calibration(spec, store)
+        spec.with_calibration(store)

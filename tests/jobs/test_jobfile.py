@@ -349,8 +349,8 @@ def test_the_options_of_a_task_are_known_to_the_message(write):
         jobfile.parse(document, AnnotateJob)
     assert str(raised.value) == (
         "job: annotations.0.volum: there is no such key; did you mean 'volume'? "
-        "known: name, task, where, text, model, pool, dtype, int8_agreement, engine, max_tokens, max_chars, gold, errors, "
-        "volume"
+        "known: name, task, where, text, model, pool, dtype, int8_agreement, engine, max_tokens, max_chars, gold, "
+        "errors, volume"
     )
 
 

@@ -1,21 +1,19 @@
 """The main road: a corpus becomes an output, unit by unit, and whatever happens on the way, no row is lost or doubled.
 
 job -> models pinned -> plan (the old one, where this output has one) -> units without a receipt
+    -> what the plan leaves to a worker: engines, int8
     -> Ray Data: read, annotate, commit -> receipts -> manifest, last
 """
 
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.agreement import Agreement
-from pipeline.calibration import calibrate_units
+from pipeline.choosing import calibrate, choose_engines
 from pipeline.corpus.apart import check_apart
-from pipeline.corpus.plan import Unit
-from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError, WorkerDiedError
+from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError
 from pipeline.gold import golds_of, measured
 from pipeline.job import AnnotateJob
 from pipeline.metrics.base import Measured
@@ -28,85 +26,26 @@ from pipeline.output.receipts import Receipt
 from pipeline.output.storage import Store
 from pipeline.planning import (
     Models,
-    added_columns,
     as_pinned,
-    carried_columns,
     changes,
     check_unchanged,
     corpus_notes,
     new_plan,
-    passes,
     pin_models,
     place,
-    read_plan,
-    specs,
     tasks_of,
-    trials,
     with_gold_of,
 )
 from pipeline.profiling import Profiling
 from pipeline.progress import Watcher
-from pipeline.repeats import Cache, Repeats
-from pipeline.stages import Order, Work
+from pipeline.repeats import Cache
+from pipeline.run import Run, repeats_of
+from pipeline.stages import Order
 from pipeline.summary import Pace, Quarantine, Startup, Tally, lowered_budgets, over_limit
-from pipeline.trial import decided, try_out
-from pipeline.workers import Cluster, Pools, section
-
-CALIBRATIONS = 3
-"""Processes that may die while they calibrate an annotation, each by other rows."""
+from pipeline.workers import Cluster, Pools
 
 OVER_LIMIT = 3
 """Exit code of a run that is done, but with more in the quarantine than the job allows."""
-
-
-@dataclass(slots=True)
-class Run:
-    """One execution of a job on one output, under its lease."""
-
-    job: AnnotateJob
-    store: Store
-    models: Models
-    plan: Plan
-    pools: Pools
-    epoch: int
-    run_id: str
-    receipts: dict[str, Receipt]
-    began: float
-    notes: list[str] = field(default_factory=list)
-    profiling: Profiling | None = None
-
-    def work(self) -> Work:
-        """What the stages of this run share."""
-        pins = self.plan.annotations
-        return Work(
-            store=self.store,
-            epoch=self.epoch,
-            run_id=self.run_id,
-            read=read_plan(self.job, self.models, self.plan),
-            fragments=self.plan.fragments,
-            annotations=specs(self.job, self.models, pins),
-            carried=carried_columns(self.job, self.plan),
-            added=added_columns(self.job, self.models),
-            footer={
-                "run_id": self.run_id,
-                "corpusmill": self.plan.corpusmill,
-                "models": {
-                    name: {"ref": pin.ref, "digest": pin.digest, "engine": pin.engine, "dtype": pin.dtype}
-                    for name, pin in pins.items()
-                },
-                "annotations": self.plan.job["annotations"],
-            },
-            token_budget={name: pin.token_budget for name, pin in pins.items()},
-            pools=passes(self.job, self.models, self.plan, self.pools),
-            repeats=_repeats(self.job),
-            profile=self.profiling is not None,
-        )
-
-
-def _repeats(job: AnnotateJob) -> Repeats:
-    """The folder as processes with another current folder find it."""
-    cache = job.repeats.cache
-    return Repeats(job.repeats.once, None if cache is None else str(Path(cache).expanduser().resolve()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +75,7 @@ def annotate(
     store = Store.at(job.output.path)
     check_apart(job.corpus, store.root)
     check_output(store.root)
-    if (cache := _repeats(job).cache) is not None:
+    if (cache := repeats_of(job).cache) is not None:
         Cache(cache)  # one that cannot be used is told before anything is computed
     begun = planfile.load(store) if planfile.exists(store) else None
     models = pin_models(job, begun)
@@ -206,8 +145,8 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         startup.planned = time.monotonic()
         with cluster.connected():
             startup.connected = time.monotonic()
-            _choose_engines(run, orders, watcher)
-            _calibrate(run, orders, watcher)
+            choose_engines(run, orders, watcher)
+            calibrate(run, orders, watcher)
             startup.chosen = time.monotonic()
             watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
@@ -230,68 +169,6 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
             f"{run.job.limits.max_quarantined}; with a higher one the same command goes on"
         )
     return tally
-
-
-def _choose_engines(run: Run, orders: list[Order], watcher: Watcher) -> None:
-    """Try out what the plan leaves to a trial, and pin what it says before anything is computed.
-
-    A trial that fails leaves torch: it ends no run.
-    """
-    for names in trials(run.job, run.models, run.plan):
-        from pipeline.stream import on_a_worker
-
-        watcher.phase(f"trying engines for {', '.join(names)}")
-        pool = next(each.pool for each in run.job.annotations if each.name == names[0])
-        units = sorted((order.unit for order in orders), key=lambda unit: -unit.rows)  # the first ones are small
-        try:
-            tried = on_a_worker(try_out, run.work(), units, names, like=run.pools[pool])
-        except CorpusmillError as error:
-            tried = ()
-            run.notes.append(f"annotation '{names[0]}': the trial of engines failed, so torch computes it: {error}")
-            watcher.note(run.notes[-1])
-        run.plan = replace(run.plan, annotations=decided(run.plan.annotations, names, tried))
-        planfile.save(run.store, run.plan)
-
-
-def _calibrate(run: Run, orders: list[Order], watcher: Watcher) -> None:
-    """Find what models in int8 are quantised by, where the plan does not know yet, and pin it there.
-
-    Where no row could be annotated, bfloat16 is pinned: the units come to their end as they do without int8. Raises
-    JobError where quantising a model would lose more than the job allows, RunError where process after process dies.
-    """
-    for each in run.job.annotations:
-        pin = run.plan.annotations[each.name]
-        if pin.dtype != "int8" or pin.calibration is not None:
-            continue
-        watcher.phase(f"calibrating {each.name}")
-        found = _calibration(run, [order.unit for order in orders], each.name, each.pool)
-        if found is None:
-            pin = replace(pin, dtype="bfloat16")
-            told = ": there is no row to calibrate it by, of all that were read, so bfloat16 computes it"
-        else:
-            pin = replace(pin, calibration=found[0], agreement=found[1].figure)
-            told = f", beside float32: {found[1]}"
-        run.plan = replace(run.plan, annotations={**run.plan.annotations, each.name: pin})
-        planfile.save(run.store, run.plan)
-        run.notes.append(f"annotation '{each.name}' in int8{told}")
-        watcher.note(run.notes[-1])
-
-
-def _calibration(run: Run, units: list[Unit], name: str, pool: str | None) -> tuple[str, Agreement] | None:
-    """As `calibrate_units`, by other rows where those killed the process."""
-    from pipeline.stream import on_a_worker
-
-    like = run.pools[pool]
-    for attempt in range(CALIBRATIONS):
-        try:
-            return on_a_worker(calibrate_units, run.work(), units, name, attempt, like=like)
-        except WorkerDiedError as error:
-            died = error
-    raise RunError(
-        f"the process that calibrated annotation '{name}' in int8 died {CALIBRATIONS} times, by other rows each time, "
-        f"most likely for want of memory; ask for fewer actors ({section(pool)}.actors, now {like.actors}), or set "
-        "`dtype: bfloat16`"
-    ) from died
 
 
 class _TooManyQuarantined(Exception):  # noqa: N818 - never leaves this module

@@ -5,7 +5,7 @@ Repaired files are read as they are now; `max_chars`, `max_tokens` and `errors` 
 
 import time
 
-from pipeline.annotate import Outcome, Run, compute, finish, new_run_id
+from pipeline.annotate import Outcome, compute, finish, new_run_id
 from pipeline.errors import ModelError, OutputError
 from pipeline.job import AnnotateJob
 from pipeline.output import planfile, receipts
@@ -13,6 +13,7 @@ from pipeline.output.lease import Lease, sweep
 from pipeline.output.storage import Store
 from pipeline.planning import as_pinned, models_changed, pin_models, place
 from pipeline.progress import Watcher
+from pipeline.run import Run
 from pipeline.stages import Order
 from pipeline.workers import Cluster
 

@@ -47,11 +47,6 @@ def import_lean() -> None:
                 del sys.modules[name]
 
 
-def is_lean() -> bool:
-    """Whether this process has imported them so."""
-    return isinstance(sys.modules.get("torch._dynamo"), _NoCompiler)
-
-
 @contextlib.contextmanager
 def _without_training() -> Iterator[None]:
     """Modules that are imported meanwhile keep the answer for good, so none contradicts itself."""

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import annotate, stream
-from pipeline.annotate import Run
+from pipeline import choosing, stream
 from pipeline.annotator import AnnotationSpec, Annotator
 from pipeline.calibration import (
     Calibrated,
@@ -35,6 +34,7 @@ from pipeline.output.planfile import PinnedAnnotation
 from pipeline.output.storage import Store
 from pipeline.planning import new_plan, pin_models
 from pipeline.progress import Silent
+from pipeline.run import Run
 from pipeline.stages import AnnotateStage, Order, read
 from pipeline.workers import Pools, Workers
 
@@ -188,7 +188,7 @@ def test_rows_that_an_annotation_reads_are_looked_for_until_all_units_are_read(
 
 
 def calibrate_in(run: Run) -> PinnedAnnotation:
-    annotate._calibrate(run, [Order(unit) for unit in run.plan.units], Silent())
+    choosing.calibrate(run, [Order(unit) for unit in run.plan.units], Silent())
     return run.plan.annotations["a"]
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.annotate import Run
 from pipeline.blame import DEATHS_AT_MOST, Attempt, Phase, Stage
 from pipeline.envelope import Envelope
 from pipeline.errors import ModelError, RunError
@@ -23,6 +22,7 @@ from pipeline.output.layout import receipt_path
 from pipeline.output.receipts import Receipt
 from pipeline.output.storage import Store
 from pipeline.planning import Models, new_plan, pin_models
+from pipeline.run import Run
 from pipeline.stages import LOADS_AT_MOST, AnnotateStage, Order, Work, commit, read
 from pipeline.workers import Pools, Workers
 

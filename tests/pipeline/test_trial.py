@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import annotate, planning, stream, trial
-from pipeline.annotate import Run
+from pipeline import choosing, planning, stream, trial
 from pipeline.errors import RunError
 from pipeline.job import AnnotateJob
 from pipeline.models import engines
@@ -21,6 +20,7 @@ from pipeline.output.planfile import PinnedAnnotation, Plan, Tried
 from pipeline.output.storage import Store
 from pipeline.planning import new_plan, pin_models
 from pipeline.progress import Silent
+from pipeline.run import Run
 from pipeline.stages import Order
 from pipeline.trial import AT_MOST, MARGIN, Expected, best, decided, repays, try_out
 from pipeline.workers import Pools, Workers
@@ -135,7 +135,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> InThisProcess:
 
 
 def _choose(run: Run) -> Plan:
-    annotate._choose_engines(run, [Order(unit) for unit in run.plan.units], Silent())
+    choosing.choose_engines(run, [Order(unit) for unit in run.plan.units], Silent())
     return run.plan
 
 
@@ -168,10 +168,10 @@ def test_a_run_that_was_killed_in_its_trial_tries_again(
     def killed(*_: object) -> object:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(annotate, "try_out", killed)
+    monkeypatch.setattr(choosing, "try_out", killed)
     with pytest.raises(KeyboardInterrupt):
         _choose(run({}))
-    monkeypatch.setattr(annotate, "try_out", lambda *_: (Tried("torch", 2048, 1.0), Tried("openvino", 2048, 2.0)))
+    monkeypatch.setattr(choosing, "try_out", lambda *_: (Tried("torch", 2048, 1.0), Tried("openvino", 2048, 2.0)))
     assert _choose(run({})).annotations["e0"].engine == "openvino"
     assert len(worker.asked) == 2
 
@@ -182,7 +182,7 @@ def test_a_trial_that_fails_leaves_torch_and_is_told(
     def dies(*_: object) -> object:
         raise RunError("the worker died")
 
-    monkeypatch.setattr(annotate, "try_out", dies)
+    monkeypatch.setattr(choosing, "try_out", dies)
     begun = run({})
     assert _choose(begun).annotations["e0"].engine == "torch"
     assert begun.notes == ["annotation 'e0': the trial of engines failed, so torch computes it: the worker died"]

@@ -81,12 +81,17 @@ def _packed(table: pa.Table | None) -> pa.Array:
     """The table as IPC bytes in an array of one value."""
     if table is None:
         return pa.array([None], pa.large_binary())
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data = sink.getvalue()
+    measure = pa.MockOutputStream()
+    _write(table, measure)
+    data = pa.allocate_buffer(measure.size())  # a sink that grows would copy what it has, again and again
+    _write(table, pa.FixedSizeBufferWriter(data))
     offsets = pa.array([0, data.size], pa.int64()).buffers()[1]
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _write(table: pa.Table, sink: pa.NativeFile) -> None:
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _unpacked(column: pa.ChunkedArray) -> pa.Table | None:

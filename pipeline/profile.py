@@ -83,9 +83,10 @@ def timed(name: str, **about: Any) -> Iterator[None]:
         recorder.spans.append(Span(name, began, time.perf_counter() - clock, depth, about))
 
 
-def as_told(role: str, spans: Sequence[Span]) -> dict[str, Any]:
-    """The spans of this process as JSON, on their way to the driver."""
-    return {"role": role, "process": f"{socket.gethostname()}:{os.getpid()}", "spans": [list(each) for each in spans]}
+def as_told(role: str, spans: Sequence[Span], hand: int = 0) -> dict[str, Any]:
+    """The spans of this process as JSON, on their way to the driver; of one that does two things at once, a hand's."""
+    process = f"{socket.gethostname()}:{os.getpid()}{f'+{hand}' if hand else ''}"
+    return {"role": role, "process": process, "spans": [list(each) for each in spans]}
 
 
 def stages(spans: Sequence[Span]) -> list[tuple[str, float]]:
@@ -110,7 +111,7 @@ class Lane:
     """What is known of one process in one role."""
 
     role: str
-    process: str  # `node-1:4711`
+    process: str  # `node-1:4711`, and its second hand `node-1:4711+1`
     first: float = float("inf")  # when its first span began
     busy: float = 0.0  # seconds in its outermost spans
     stages: dict[str, float] = field(default_factory=dict)
@@ -150,6 +151,11 @@ class Profile:
     def lanes(self) -> list[Lane]:
         """The processes: the driver, readers, actors, commit tasks; of each, the earliest first."""
         return sorted(self._lanes.values(), key=lambda lane: (ROLES.index(lane.role), lane.first, lane.process))
+
+    @property
+    def actors(self) -> int:
+        """Processes that annotated."""
+        return len({lane.process.partition("+")[0] for lane in self._lanes.values() if lane.role == "actor"})
 
     def sums(self, ended: float) -> dict[str, dict[str, float]]:
         """Seconds of each stage, the longest first, of all processes of a role together: "actors", "readers" ….

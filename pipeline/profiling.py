@@ -98,7 +98,7 @@ class Profiling:
             "picture": self._drawn(store, f"{units:,} units of run {run_id}"),
             "units": units,
             "units_before": units_before,
-            "actors": sum(lane.role == "actor" for lane in self._profile.lanes),
+            "actors": self._profile.actors,
             "seconds": seconds,
         }
 

@@ -61,6 +61,7 @@ def quantized(values_RD: npt.NDArray[np.float32], output: Output) -> npt.NDArray
 
 def column(values_RD: npt.NDArray[np.float32], good_R: npt.NDArray[np.bool_], output: Output) -> pa.Array:
     """A fixed-size list for each row; null where it is not in `good_R`."""
-    kept = quantized(np.where(good_R[:, None], values_RD, np.float32(0)), output)
+    good = bool(good_R.all())
+    kept = quantized(values_RD if good else np.where(good_R[:, None], values_RD, np.float32(0)), output)
     flat = pa.array(kept.reshape(-1), _TYPES[output])
-    return pa.FixedSizeListArray.from_arrays(flat, kept.shape[1], mask=pa.array(~good_R))
+    return pa.FixedSizeListArray.from_arrays(flat, kept.shape[1], mask=None if good else pa.array(~good_R))

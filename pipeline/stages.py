@@ -27,7 +27,7 @@ from pipeline.corpus.rowgroup import ranges_of
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.mend import standing_rows, without
-from pipeline.models.memory import give_back
+from pipeline.models.memory import give_back, settle
 from pipeline.models.reference import has_tokenizer
 from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
@@ -65,6 +65,17 @@ class Work:
     def pools_ahead(self) -> list[str | None]:
         """Pools whose texts are tokenised by the processes that read them, in order."""
         return [pool for pool, workers in self.pools.items() if workers.readers]
+
+    def units_at_once(self, pool: str | None) -> int:
+        """Units that an actor of a pool has under way.
+
+        On a GPU two: while it computes for one, what it said of the other becomes columns. A user's own code is never
+        called by two threads, and what has killed processes runs with nothing beside it.
+        """
+        here = [spec for spec in self.annotations if spec.pool == pool]
+        of_a_users = any(spec.code is not None or (spec.model and spec.model.allow_remote_code) for spec in here)
+        alone = self.alone or of_a_users or self.repeats.cache is not None
+        return 2 if self.pools[pool].gpus_per_actor and not alone else 1
 
     def reads_alone(self, pool: str | None) -> bool:
         """Whether a pool's actors do no more than read, with encoders of families that are well known to us."""
@@ -153,6 +164,7 @@ def _with_tokenizers(work: Work) -> list[Annotator]:
             except Exception:  # noqa: BLE001 - as above
                 continue
             made.append(annotator)
+    settle()
     return made
 
 
@@ -213,6 +225,7 @@ class AnnotateStage:
     name: str = field(init=False, default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     loaded: dict[str, float] = field(init=False)
     _untold: list[Span] = field(init=False)
+    _free_hands: list[int] = field(init=False, default_factory=lambda: [1, 0])  # whoever calls takes one
 
     def __post_init__(self) -> None:
         """Load. What goes wrong is told with the first unit, once, instead of by restarts without end."""
@@ -229,6 +242,8 @@ class AnnotateStage:
                     self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
                     self.annotator.import_libraries()
                 _load(self.annotator, self.work, self.pool)
+                if self.own_process:
+                    settle()
             except Exception as error:  # noqa: BLE001 - the boundary of a process
                 self.broken = fatal("", error)
         self.ready = time.monotonic()
@@ -237,12 +252,14 @@ class AnnotateStage:
         self._untold = spans if self.work.profile else []
 
     def __call__(self, envelope: Envelope) -> Envelope:
-        """Annotate the rows of one unit."""
+        """Annotate the rows of one unit; as many threads may call at once as `units_at_once` says."""
+        hand = self._free_hands.pop()
         with recorded(self.work.profile) as spans, timed("unit", unit=envelope.unit):
             answer = self._through(envelope)
         if self.work.profile:
-            answer.told["profile"] = [*envelope.told.get("profile", []), as_told("actor", self._untold + spans)]
-            self._untold = []
+            before, self._untold = self._untold, []
+            answer.told["profile"] = [*envelope.told.get("profile", []), as_told("actor", before + spans, hand)]
+        self._free_hands.append(hand)
         return answer
 
     def _through(self, envelope: Envelope) -> Envelope:

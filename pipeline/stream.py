@@ -114,7 +114,11 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
         dataset = dataset.map_batches(
             _AnnotateBlocks,
             fn_constructor_args=(replace(work, fragments=()), pool),  # only readers need fragments
-            compute=ActorPoolStrategy(size=workers.actors),
+            compute=ActorPoolStrategy(
+                size=workers.actors,
+                max_concurrent_calls_per_actor=work.units_at_once(pool),
+                enable_true_multi_threading=work.units_at_once(pool) > 1,
+            ),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=workers.cpus_per_actor,

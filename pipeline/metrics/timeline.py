@@ -59,8 +59,7 @@ def timeline(profile: Profile, ended: float, title: str) -> bytes:
     for place, seconds in enumerate(stages.values()):
         told = f"{seconds / every:.1%}, {seconds:,.1f} s" if every else ""
         below.annotate(told, (seconds, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    actors = sum(lane.role == "actor" for lane in lanes)
-    told = f"seconds of {actors} actor{'' if actors == 1 else 's'} together, {every:,.1f} in all"
+    told = f"seconds of {profile.actors} actor{'' if profile.actors == 1 else 's'} together, {every:,.1f} in all"
     below.set(xlim=(0, 1.15 * max(stages.values(), default=1)), ylim=(len(stages) - 0.4, -0.6), xlabel=told)
     below.tick_params(axis="y", length=0, labelsize=8)
     look.finish(above, title, spines=("bottom",))

@@ -6,10 +6,12 @@
 Shapes: P pieces, B of them in a micro-batch, L its longest, D numbers for each.
 """
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
@@ -151,6 +153,24 @@ def run_batches(
     return Ran(found_P, loop.failures, loop.tokens, loop.padding_tokens, loop.seconds)
 
 
+_gpu = threading.RLock()
+"""One thread of a process at a time has micro-batches on its GPU: together they might not fit."""
+
+
+@contextmanager
+def _turn(device: Device) -> Iterator[None]:
+    """This thread's turn on the device."""
+    if device == "cpu":
+        yield
+        return
+    with timed("waiting for the GPU"):
+        _gpu.acquire()
+    try:
+        yield
+    finally:
+        _gpu.release()
+
+
 class _Loop(Generic[Found]):
     """The micro-batches of some pieces: those that wait, and those that a device is computing."""
 
@@ -182,16 +202,16 @@ class _Loop(Generic[Found]):
 
     def run(self) -> None:
         """Compute all; `keep` is told what came of each, in any order."""
-        began = time.perf_counter()
-        with timed("forward"), torch.inference_mode():
+        with _turn(self._device), timed("forward"), torch.inference_mode():
+            began = time.perf_counter()
             while self._waiting or self._pending:
                 if self._waiting and len(self._pending) < self._ahead:
                     self._begin(self._waiting.pop())
                 else:
                     self._end()
+            self.seconds = time.perf_counter() - began
         if self._most_tokens < self._at_first:
             self._budget.lower(self._most_tokens // self._of_budget)
-        self.seconds = time.perf_counter() - began
 
     def _begin(self, batch: npt.NDArray[np.intp]) -> None:
         if len(batch) > 1 and len(batch) * int(self._lengths_P[batch].max()) > self._most_tokens:

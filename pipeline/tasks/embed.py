@@ -136,7 +136,7 @@ class Embed(PooledTask):
 
     def finish(self, values_RD: npt.NDArray[np.float32], good_R: npt.NDArray[np.bool_]) -> Mapping[str, pa.Array]:
         """The vectors as they are kept."""
-        kept_RD = np.where(good_R[:, None], values_RD[:, : self._dims], np.float32(0))
+        kept_RD = values_RD[:, : self._dims]
         if self.normalizes:
             kept_RD = normalized(kept_RD)
         return {"embedding": column(kept_RD, good_R, self.config.output)}

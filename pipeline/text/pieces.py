@@ -10,6 +10,7 @@ A piece is of one text, or of two side by side (`pairs`): [CLS] first [SEP] seco
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -124,6 +125,9 @@ class PieceMaker:
 
     def cut(self, tokens_R: Sequence[Tokens | Failure], texts: Sequence[str]) -> Pieces:
         """The pieces of single texts. A text without tokens, or that failed before, is told in `failures`."""
+        ids_R = [found.ids_T for found in tokens_R if isinstance(found, Tokens) and len(found.ids_T)]
+        if self.stride is None and not self.frame.has_types and 0 < len(ids_R) == len(tokens_R):
+            return self._beginnings(ids_R)
         made = _Made(len(texts), self.frame)
         for row, found in enumerate(tokens_R):
             if (failure := _no_tokens(found, texts[row])) is not None:
@@ -135,6 +139,25 @@ class PieceMaker:
                 made.add(row, found.ids_T[start:stop], _NOTHING, (start, stop), len(self.frame.before))
             made.truncated_R[row] = windows[-1][1] < len(found.ids_T)
         return made.pieces()
+
+    def _beginnings(self, ids_R: Sequence[Ids]) -> Pieces:
+        """The first window of each text, side by side in one array: most texts are no more, and there are many."""
+        before, after = self.frame.before, self.frame.after
+        kept_R = [ids_T[: self.room] for ids_T in ids_R]
+        lengths_R = np.fromiter(map(len, kept_R), np.int64, len(kept_R))
+        tokens_R = lengths_R + self.frame.special
+        ends = np.cumsum(tokens_R).tolist()
+        flat = np.concatenate([part for kept in kept_R for part in (before, kept, after)], dtype=np.int32)
+        return Pieces(
+            [flat[start:stop] for start, stop in pairwise([0, *ends])],
+            None,
+            np.stack([np.zeros_like(lengths_R), lengths_R], axis=1),
+            np.full(len(kept_R), len(before), np.int64),
+            np.ones(len(kept_R), np.int64),
+            tokens_R.astype(np.int32),
+            np.fromiter(map(len, ids_R), np.int64, len(ids_R)) > self.room,
+            {},
+        )
 
     def pair(
         self,

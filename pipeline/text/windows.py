@@ -33,6 +33,8 @@ def pool(
     the same. A text of one window keeps its values to the bit.
     """
     assert len(values_PD) == windows_R.sum()
+    if (windows_R == 1).all():
+        return values_PD
     pooled_RD = np.full((len(windows_R), values_PD.shape[1]), np.nan, np.float32)
     with_R = windows_R > 0
     if not with_R.any():

@@ -158,3 +158,13 @@ def test_spans_beyond_what_a_trace_holds_count_in_the_sums_alone(monkeypatch: py
     assert found.left_out == 2
     assert sum(event["ph"] == "X" for event in found.trace({})["traceEvents"]) == 4
     assert found.sums(ended=24.0)["actors"] == {"waiting": 12.0, "forward": 9.0, "rest": 3.0}
+
+
+def test_an_actors_second_hand_has_a_lane_of_its_own_and_is_no_second_actor() -> None:
+    profile = Profile(began=0.0)
+    for hand in (0, 1):
+        profile.took(as_told("actor", UNIT, hand))
+    first, second = (lane.process for lane in profile.lanes)
+    assert second == f"{first}+1"
+    assert profile.actors == 1
+    assert profile.sums(19.5)["actors"]["forward topic"] == 8.0

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.output.layout import receipt_path
 from pipeline.output.receipts import Receipt
 from pipeline.output.storage import Store
 from pipeline.planning import Models, new_plan, pin_models
+from pipeline.repeats import Repeats
 from pipeline.run import Run
 from pipeline.stages import LOADS_AT_MOST, AnnotateStage, Order, Work, commit, read
 from pipeline.workers import Pools, Workers
@@ -162,6 +164,36 @@ def test_an_actor_tells_how_it_was_made_with_each_unit_and_its_spans_once(bench:
     assert stage.loaded["imports"] > 0
     assert [name for name, *_ in first.told["profile"][1]["spans"]] == ["imports", "annotate", "unit"]
     assert [name for name, *_ in second.told["profile"][1]["spans"]] == ["annotate", "unit"]
+
+
+def test_an_actor_on_a_gpu_has_two_units_under_way_unless_something_must_run_alone(
+    bench: Make, make_encoder: Callable[..., Path]
+) -> None:
+    unit = bench(["one"], annotation={"task": "embed", "model": {"ref": str(make_encoder())}})
+    work = replace(unit.work, pools={None: replace(WORKERS, gpus_per_actor=1)})
+    assert work.units_at_once(None) == 2
+    of_a_users = tuple(replace(spec, code="6f1c") for spec in work.annotations)
+    for other in (
+        unit.work,
+        replace(work, alone=True),
+        replace(work, repeats=Repeats(cache="said")),
+        replace(work, annotations=of_a_users),
+    ):
+        assert other.units_at_once(None) == 1
+
+
+def test_two_units_at_once_become_what_each_becomes_alone(bench: Make, make_encoder: Callable[..., Path]) -> None:
+    texts = [[f"ak {'bl ' * number}" for number in range(1, 30)], [f"cm {'ak ' * number}" for number in range(1, 20)]]
+    unit = bench(*texts, annotation={"task": "embed", "model": {"ref": str(make_encoder())}})
+    work = replace(unit.work, profile=True)
+    stage, orders = AnnotateStage(work), [unit.order(number) for number in range(len(unit.plan.units))]
+    alone = [stage(read(order, work)) for order in orders]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda order: stage(read(order, work)), orders * 4))
+    for number, found in enumerate(together):
+        assert found.added == alone[number % len(orders)].added
+    lanes = {told["process"].rpartition(":")[2] for each in together for told in each.told["profile"][1:]}
+    assert lanes <= {str(os.getpid()), f"{os.getpid()}+1"}
 
 
 def test_a_unit_goes_its_way_and_leaves_parts_a_receipt_and_no_mark(bench: Make) -> None:

@@ -1,3 +1,7 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -278,3 +282,24 @@ def test_a_device_has_a_few_micro_batches_before_it_and_its_faults_come_late():
     most.clear()
     run_batches(np.full(20, 3), compute, token_budget=9, device="cuda", about_to_run=lambda _: None)
     assert max(most) == 1
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_threads_take_turns_on_a_gpu(device):
+    inside, most, meet = [], [], threading.Barrier(2)
+
+    def compute(batch):
+        inside.append(batch)
+        time.sleep(0.02)
+        most.append(len(inside))
+        inside.pop()
+        return batch.tolist()
+
+    def call():
+        meet.wait()
+        return run_batches(np.full(4, 9), compute, token_budget=9, device=device).found_P
+
+    with ThreadPoolExecutor(2) as threads:
+        found = [each.result() for each in [threads.submit(call), threads.submit(call)]]
+    assert found == [[0, 1, 2, 3]] * 2
+    assert max(most) == (1 if device == "cuda" else 2)

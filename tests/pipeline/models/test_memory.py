@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,3 +66,23 @@ def test_what_was_freed_goes_back_to_the_system():
     give_back()
     assert before - held() > 100_000_000
     assert len(parts) == 500
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told what to keep")
+def test_a_process_that_has_settled_keeps_what_a_micro_batch_frees_and_looks_at_no_old_objects_again():
+    code = """
+import gc, resource
+from pipeline.models.memory import settle
+
+class Old: pass
+
+old, faults = [Old() for _ in range(20_000)], []
+settle()
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"x" * 48_000_000)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(len(gc.get_objects()) < 10_000 <= gc.get_freeze_count(), max(faults[2:]) < 1_000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

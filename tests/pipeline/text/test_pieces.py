@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,19 @@ def test_windows_are_those_of_the_library(bert, sentences):
     assert lists(found) == theirs["input_ids"]
     assert found.row_P.tolist() == theirs["overflow_to_sample_mapping"]
     assert not found.truncated_R.any()
+
+
+def test_pieces_cut_side_by_side_are_those_cut_one_by_one(bert, sentences):
+    maker = PieceMaker(TextTokenizer(bert), 12)
+    together, one_by_one = maker.pieces(sentences), maker.pieces([*sentences, "\u200b"])  # which is no piece
+    assert lists(together) == lists(one_by_one)
+    assert together.types_P is one_by_one.types_P is None
+    for name in ("spans_P2", "leads_P", "row_P"):
+        assert np.array_equal(getattr(together, name), getattr(one_by_one, name))
+    for name in ("windows_R", "tokens_R", "truncated_R"):
+        assert np.array_equal(getattr(together, name), getattr(one_by_one, name)[:-1])
+        assert getattr(together, name).dtype == getattr(one_by_one, name).dtype
+    assert together.failures == {}
 
 
 def test_a_text_without_tokens_fails_alone(bert):

@@ -276,7 +276,8 @@ class AnnotateStage:
                 return Envelope(envelope.unit, "suspect")
             answer = self._annotate(envelope, attempt)
             attempt.end()
-            give_back()
+            if self.work.pools[self.pool].device == "cpu":  # beside a GPU there is memory enough
+                give_back()
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             return fatal(envelope.unit, error)
         now = time.monotonic()

@@ -166,15 +166,16 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
     if wanted == "int8":
         _check_int8(task)
     dtype = resolve_dtype(wanted, workers.device)
+    engine = resolve_engine(task, workers.device, dtype)
     return PinnedAnnotation(
         ref=model.ref,
         revision=model.revision,
         digest=model.digest,
-        engine=resolve_engine(task, workers.device, dtype),
+        engine=engine,
         dtype=dtype,
         device=workers.device,
         threads=workers.threads,
-        token_budget=default_budget(workers.device, may_pack(task.needs, model.config)),
+        token_budget=default_budget(workers.device, may_pack(task.needs, model.config), engine),
     )
 
 

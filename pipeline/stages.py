@@ -27,7 +27,7 @@ from pipeline.corpus.rowgroup import ranges_of
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.mend import standing_rows, without
-from pipeline.models.memory import give_back, settle
+from pipeline.models.memory import give_back, hold
 from pipeline.models.reference import has_tokenizer
 from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
@@ -164,7 +164,7 @@ def _with_tokenizers(work: Work) -> list[Annotator]:
             except Exception:  # noqa: BLE001 - as above
                 continue
             made.append(annotator)
-    settle()
+    hold()
     return made
 
 
@@ -243,7 +243,7 @@ class AnnotateStage:
                     self.annotator.import_libraries()
                 _load(self.annotator, self.work, self.pool)
                 if self.own_process:
-                    settle()
+                    hold()
             except Exception as error:  # noqa: BLE001 - the boundary of a process
                 self.broken = fatal("", error)
         self.ready = time.monotonic()

@@ -1,7 +1,7 @@
 """How much memory this machine has, whether weights fit in it, and what a process need not keep.
 
 machine_memory_bytes()  ->  16_505_339_904        # the machine's, or its control group's limit where that is lower
-settle()                                          # an actor that holds its models: they are here to stay
+hold()                                          # an actor that holds its models: they are here to stay
 give_back()                                       # after a unit: what was freed goes back to the system
 """
 
@@ -43,7 +43,7 @@ _HELD_BYTES = 1 << 30
 _GROWS_BY_BYTES = 64 << 20
 
 
-def settle() -> None:
+def hold() -> None:
     """What this process holds is here to stay, and what a micro-batch frees the next one takes.
 
     Python's collector goes through all objects each time that so many new ones were made: 0.2 s for those of torch and

@@ -72,12 +72,12 @@ def test_what_was_freed_goes_back_to_the_system():
 def test_a_process_that_has_settled_keeps_what_a_micro_batch_frees_and_looks_at_no_old_objects_again():
     code = """
 import gc, resource
-from pipeline.models.memory import settle
+from pipeline.models.memory import hold
 
 class Old: pass
 
 old, faults = [Old() for _ in range(20_000)], []
-settle()
+hold()
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     bytearray(b"x" * 48_000_000)

@@ -42,6 +42,10 @@ LOADS_AT_MOST = 3
 """So many processes may die while they load the models before the run ends."""
 
 
+_WHOLE = "pipeline.models.loading"
+_LEAN = "pipeline.models.lean:import_lean"
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """All that the stages of one run share: picklable, and brought to each process once."""
@@ -65,6 +69,14 @@ class Work:
     def pools_ahead(self) -> list[str | None]:
         """Pools whose texts are tokenised by the processes that read them, in order."""
         return [pool for pool, workers in self.pools.items() if workers.readers]
+
+    @property
+    def imports(self) -> list[str]:
+        """What actors import first, where all of them import the same."""
+        pools = {spec.pool for spec in self.annotations if spec.model is not None}
+        if not pools:
+            return []
+        return [_LEAN if all(self.reads_alone(pool) for pool in pools) else _WHOLE]
 
     def reads_alone(self, pool: str | None) -> bool:
         """Whether a pool's actors do no more than read, with encoders of families that are well known to us."""

@@ -5,6 +5,7 @@ authentication token, and ends it again. Its noise goes to a file, not to the te
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -12,12 +13,13 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from cluster.embedded import no_watchers, nobody_counts
+from cluster.forks import Forks
 from cluster.placement import (
     ClusterSettings,
     Node,
@@ -51,6 +53,24 @@ class RayCluster:
         self._train_workers: TrainWorkers | None = None
         self._own = False  # an embedded Ray of ours runs, whose CPUs are more than the machine's
         self._logs: str | None = None
+        self._forks: Forks | None = None
+
+    @contextlib.contextmanager
+    def prepared(self, imports: Sequence[str]) -> Iterator[None]:
+        """Inside the block, what workers of an embedded Ray will import is imported in the background, for all of them.
+
+        Nothing happens where another Ray is named or runs, or where a GPU is: what looked for one cannot be forked.
+        """
+        if not self._is_embedded() or _gpus():
+            yield
+            return
+        self._settle()
+        with Forks.started(imports) as forks:
+            self._forks = forks
+            try:
+                yield
+            finally:
+                self._forks = None
 
     def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
         """Place the pools. On `local` without starting Ray; else the cluster is asked, so it is connected to.
@@ -99,8 +119,13 @@ class RayCluster:
             return [_node(each["Resources"]) for each in ray.nodes() if each["Alive"]]
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[None]:
-        """Ray runs inside the block. An instance that ran before is used, and left running."""
+    def connected(self, imports: Sequence[str] = ()) -> Iterator[None]:
+        """Ray runs inside the block. An instance that ran before is used, and left running.
+
+        `imports`: modules, or functions of them, that all workers may have imported before they are given anything.
+        """
+        if self._forks is not None:
+            self._forks.will_import(imports)
         with self._ray():
             yield
 
@@ -108,8 +133,8 @@ class RayCluster:
         """Where Ray's own logs lie; None before it ran."""
         return self._logs
 
-    @contextlib.contextmanager
-    def _ray(self) -> Iterator[ModuleType]:
+    def _settle(self) -> None:
+        """What Ray reads from the environment, of its processes too."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
         if self._settings.address == "local":
@@ -117,6 +142,10 @@ class RayCluster:
             # Ray's workers would give way to everything else (nice 15), to our own driver too: they are as nice as the
             # user started this program.
             os.environ.setdefault("RAY_worker_niceness", "0")
+
+    @contextlib.contextmanager
+    def _ray(self) -> Iterator[ModuleType]:
+        self._settle()
         import ray  # half a second, and a finished run needs none of it
 
         if ray.is_initialized():
@@ -127,6 +156,8 @@ class RayCluster:
         # shadow ours. An embedded Ray's processes go on living in that folder, so it lasts as long as they do.
         with tempfile.TemporaryDirectory(prefix="corpusmill-empty-", ignore_cleanup_errors=True) as empty:
             try:
+                if self._forks is not None:  # which imports for some while yet
+                    importlib.import_module("ray.data")
                 with _current_folder(empty):
                     self._start(ray)
                 self._own = self._settings.address == "local"
@@ -158,6 +189,7 @@ class RayCluster:
             try:
                 _init_embedded(
                     ray,
+                    self._forks,
                     num_cpus=int(cpus + beside),
                     # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
                     num_gpus=_gpus() if on_gpus else 0,
@@ -180,8 +212,8 @@ class RayCluster:
         self._logs = str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")
 
 
-def _init_embedded(ray: ModuleType, **options: Any) -> None:
-    with no_watchers():
+def _init_embedded(ray: ModuleType, forks: Forks | None, **options: Any) -> None:
+    with no_watchers(), contextlib.nullcontext() if forks is None else forks.of_ray():
         ray.init(address="local", **options)
 
 

@@ -78,9 +78,17 @@ def parse(document: Mapping[str, Any], source: str) -> AnnotateFile:
 def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float, profile: bool = False) -> Outcome:
     """Run a job to its end, or on from where an earlier run stopped; `profile` keeps where the time went."""
     job = parse(document, source)
-    from pipeline.annotate import annotate  # a wrong job file is told before this is imported
+    cluster = RayCluster(job.cluster)
+    with cluster.prepared(_imports(job)):
+        from pipeline.annotate import annotate  # a wrong job file is told before this is imported
 
-    return _outcome(job, annotate(job, RayCluster(job.cluster), watcher, began, profile))
+        done = annotate(job, cluster, watcher, began, profile)
+    return _outcome(job, done)
+
+
+def _imports(job: AnnotateFile) -> list[str]:
+    """What the workers of a run import, as far as the job tells."""
+    return ["pipeline.stream", *(["torch"] if any(each.model is not None for each in job.annotations) else [])]
 
 
 def preview(document: Mapping[str, Any], source: str, rows: int) -> "pa.Table":

@@ -143,7 +143,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         _check_limit(run, tally)
         watcher.phase(f"starting Ray and {actors} actors")
         startup.planned = time.monotonic()
-        with cluster.connected():
+        with cluster.connected(run.work().imports):
             startup.connected = time.monotonic()
             choose_engines(run, orders, watcher)
             calibrate(run, orders, watcher)

@@ -42,6 +42,10 @@ LOADS_AT_MOST = 3
 """So many processes may die while they load the models before the run ends."""
 
 
+_WHOLE = "pipeline.models.loading"
+_LEAN = "pipeline.models.lean:import_lean"
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """All that the stages of one run share: picklable, and brought to each process once."""
@@ -76,6 +80,14 @@ class Work:
         of_a_users = any(spec.code is not None or (spec.model and spec.model.allow_remote_code) for spec in here)
         alone = self.alone or of_a_users or self.repeats.cache is not None
         return 2 if self.pools[pool].gpus_per_actor and not alone else 1
+
+    @property
+    def imports(self) -> list[str]:
+        """What actors import first, where all of them import the same."""
+        pools = {spec.pool for spec in self.annotations if spec.model is not None}
+        if not pools:
+            return []
+        return [_LEAN if all(self.reads_alone(pool) for pool in pools) else _WHOLE]
 
     def reads_alone(self, pool: str | None) -> bool:
         """Whether a pool's actors do no more than read, with encoders of families that are well known to us."""

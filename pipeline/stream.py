@@ -135,8 +135,7 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
         memory=TASK_MEMORY,
     )
     try:
-        for row in dataset.iter_rows():
-            yield json.loads(row["told"])
+        yield from _told(dataset)
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise RunError(f"Ray gave up: {reason}; what is committed stays, the same command goes on") from error
@@ -201,8 +200,7 @@ def each_unit(
         _Computed(orders, compute, ray.put(work)), override_num_blocks=len(orders), num_cpus=cpus, memory=TASK_MEMORY
     )
     try:
-        for row in dataset.iter_rows():
-            yield json.loads(row["told"])
+        yield from _told(dataset)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, CorpusmillError):
@@ -221,6 +219,13 @@ class _Computed(Units):
 
 def _told_block(compute: Callable[[Any, Any], dict[str, Any]], order: Any, work: Any) -> Iterator[pa.Table]:
     yield pa.table({"told": [json.dumps(compute(order, _brought(work)))]})
+
+
+def _told(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """What each unit tells, as soon as it stands: `iter_rows` would keep it until the next unit has come."""
+    for block in dataset.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+        for told in block["told"].to_pylist():
+            yield json.loads(told)
 
 
 def _quiet_context() -> None:

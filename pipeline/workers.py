@@ -3,7 +3,7 @@
 {None: Workers(actors=2, cpus_per_actor=1, …), "large": Workers(actors=1, cpus_per_actor=2, …)}
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -75,8 +75,11 @@ class Cluster(Protocol):
         """
         ...
 
-    def connected(self) -> AbstractContextManager[None]:
-        """Have Ray running inside the block; called only when there is something to compute."""
+    def connected(self, imports: Sequence[str] = ()) -> AbstractContextManager[None]:
+        """Have Ray running inside the block; called only when there is something to compute.
+
+        `imports`: what all workers may import beforehand, a module or `module:function`.
+        """
         ...
 
     def log_folder(self) -> str | None:

@@ -44,6 +44,10 @@ def _look_around() -> tuple[list[str], str]:
     return sys.path, str(Path.cwd())
 
 
+def _has_imported(*names: str) -> list[bool]:
+    return [name in sys.modules for name in names]
+
+
 def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_this_process(own_folder: Path) -> None:
     import ray
 
@@ -52,8 +56,9 @@ def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_thi
         workers = cluster.workers({None: 0})[None]
         assert cluster.log_folder() is None
         assert not ray.is_initialized()
-        with cluster.connected():
+        with cluster.prepared(["colorsys"]), cluster.connected(["wave"]):
             assert Path.cwd() == own_folder
+            assert ray.get(ray.remote(num_cpus=0.1)(_has_imported).remote("colorsys", "wave")) == [True, True]
             resources = ray.cluster_resources()
             path, folder = ray.get(ray.remote(num_cpus=0.1)(_look_around).remote())
             assert not [each for each in path if Path(each or folder).resolve() == own_folder]

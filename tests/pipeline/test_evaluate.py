@@ -38,7 +38,7 @@ class Here:
         raise AssertionError("nothing is trained")
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
+    def connected(self, imports: Sequence[str] = ()) -> Iterator[None]:
         self.connections += 1
         yield
 

@@ -1,7 +1,7 @@
 """From a job to its plan: what makes it impossible, what must not change, and what the user is told."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -322,7 +322,7 @@ def test_a_pool_holds_the_weights_of_its_own_annotations_each_once(two: Callable
             asked.update(weights_bytes)
             return TWO_POOLS
 
-        def connected(self) -> Any:
+        def connected(self, imports: Sequence[str] = ()) -> Any:
             raise AssertionError("a plan needs no Ray")
 
         def log_folder(self) -> str | None:

@@ -1,6 +1,6 @@
 """A look before the run, in this process, without a trace on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class OneActor:
         one = Workers(actors=1, cpus_per_actor=1, gpus_per_actor=0, threads=1, memory_bytes=None)
         return dict.fromkeys(weights_bytes, one)
 
-    def connected(self) -> Any:
+    def connected(self, imports: Sequence[str] = ()) -> Any:
         raise AssertionError("a look needs no Ray")
 
     def log_folder(self) -> str | None:

@@ -1,0 +1,117 @@
+"""The fork server as the driver holds it: started early, told what to import, asked by an embedded Ray's workers.
+
+    with Forks.started(["pipeline.stream", "torch"]) as forks:
+        forks.will_import(["pipeline.models.lean:import_lean"])
+        with forks.of_ray(): ray.init(…)                     # its workers are forked
+
+A process that has looked for GPUs cannot be forked, so this is for machines without. What a Ray of another version
+lacks is left as it is, and its workers start as ever.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from cluster.forked_worker import SOCKET
+
+_LONGEST_SOCKET_CHARS = 100
+"""Of a socket's path; Linux takes 107."""
+
+_UNTIL_FORKED = {
+    # Ray reads its settings when it is imported, and this among them: a worker that belongs to no job yet serves any.
+    "RAY_JOB_ID": "ffffffff",
+    "OPENBLAS_NUM_THREADS": "1",  # a process with threads is not forked
+}
+
+
+_STARTER = "forked_worker.py"
+
+
+class Forks:
+    """A fork server that runs."""
+
+    def __init__(self, server: "subprocess.Popen[bytes]", path: Path) -> None:
+        """`path`: its socket."""
+        self._server = server
+        self._path = path
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, imports: Sequence[str]) -> "Iterator[Forks | None]":
+        """A server inside the block, which begins to import at once; None where none can be started."""
+        folder = Path(tempfile.mkdtemp(prefix="corpusmill-forks-"))
+        try:
+            path = folder / "socket"
+            server = None if len(str(path)) > _LONGEST_SOCKET_CHARS or sys.platform != "linux" else _started(path)
+            if server is None:
+                yield None
+                return
+            forks = cls(server, path)
+            try:
+                forks._tell({"sys_path": [each or os.getcwd() for each in sys.path], "imports": list(imports)})  # noqa: PTH109
+                yield forks
+            finally:
+                server.kill()
+                with contextlib.suppress(OSError):  # what it was not told any more
+                    server.communicate()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def will_import(self, imports: Sequence[str]) -> None:
+        """What else all workers need, before the first is forked."""
+        self._tell({"imports": list(imports)})
+
+    @contextlib.contextmanager
+    def of_ray(self) -> Iterator[None]:
+        """The workers of a Ray that starts inside the block are forked, for as long as it and the server live."""
+        parameter: Any = import_module("ray._private.parameter")
+        before = parameter.RayParams
+        if "setup_worker_path" not in signature(before).parameters:
+            yield
+            return
+
+        class Forked(before):  # type: ignore[misc, valid-type]
+            def __init__(self, *given: object, **named: object) -> None:
+                super().__init__(*given, **{"setup_worker_path": str(Path(__file__).with_name(_STARTER)), **named})
+
+        parameter.RayParams, os.environ[SOCKET] = Forked, str(self._path)
+        try:
+            yield
+        finally:
+            parameter.RayParams = before
+            del os.environ[SOCKET]
+
+    def _tell(self, words: object) -> None:
+        stdin = self._server.stdin
+        assert stdin is not None, "a pipe was asked for"
+        with contextlib.suppress(OSError):  # it has died: workers start as ever
+            stdin.write(json.dumps(words).encode() + b"\n")
+            stdin.flush()
+
+
+def _started(path: Path) -> "subprocess.Popen[bytes] | None":
+    script = Path(__file__).with_name("forkserver.py")
+    try:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            listening.listen(64)
+            return subprocess.Popen(
+                [sys.executable, str(script), str(listening.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listening.fileno()],
+                # A worker ends where its raylet has ended; this one's does with the driver.
+                env=os.environ | _UNTIL_FORKED | {"RAY_RAYLET_PID": str(os.getpid())},
+                start_new_session=True,  # Ctrl-C is the driver's to answer
+            )
+    except OSError:
+        return None

@@ -1,0 +1,143 @@
+"""Workers forked from a process that has imported; none of them is Ray's here, which `test_connect` sees to."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import forked_worker
+from cluster.forks import Forks
+
+WORKER = """
+import json, os, signal, sys
+print(json.dumps({
+    "parent": os.getppid(), "arguments": sys.argv, "path": sys.path[0], "folder": os.getcwd(), "name": __name__,
+    "said": os.environ.get("SAID"), "imported": [each for each in ("colorsys", "wave") if each in sys.modules],
+    "group": os.getpgrp() == os.getpid(), "blocked": [int(each) for each in signal.pthread_sigmask(0, [])],
+    "random": __import__("random").random(),
+}), flush=True)
+sys.exit(7)
+"""
+"""What stands where Ray's `default_worker.py` would."""
+
+SETUP = "import sys; print('set up', *sys.argv[1:], flush=True)\n"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Path:
+    (tmp_path / "setup_worker.py").write_text(SETUP)
+    worker = tmp_path / "default_worker.py"
+    worker.write_text(WORKER)
+    return worker
+
+
+@pytest.fixture
+def forks() -> Iterator[Forks]:
+    with Forks.started(["colorsys", "no.such.module", "json:no_such_function"]) as forks:
+        assert forks is not None
+        forks.will_import(["wave"])
+        yield forks
+
+
+def _begun(worker: Path, forks: Forks | None, *arguments: str) -> str:
+    """What comes of a worker that Ray would start."""
+    named = {} if forks is None else {forked_worker.SOCKET: str(forks._path)}
+    done = subprocess.run(
+        [sys.executable, forked_worker.__file__, str(worker), *(arguments or [forked_worker.PYTHON, "--worker-id=9"])],
+        env=os.environ | {"SAID": "by Ray"} | named,
+        cwd=worker.parent,
+        capture_output=True,
+        timeout=60,
+        check=True,  # who asks has done its work, whatever becomes of the worker
+    )
+    return done.stdout.decode()  # the worker has the same pipe, so this is until the end of both
+
+
+def test_a_worker_is_what_ray_would_have_started_with_all_imported(worker: Path, forks: Forks) -> None:
+    first, second = (json.loads(_begun(worker, forks)) for _ in range(2))
+    assert first["imported"] == ["colorsys", "wave"]
+    assert first["parent"] == forks._server.pid
+    assert first["arguments"] == [str(worker), "--worker-id=9"]
+    assert (first["path"], first["folder"]) == (str(worker.parent), str(worker.parent))
+    assert (first["name"], first["said"], first["group"], first["blocked"]) == ("__main__", "by Ray", True, [])
+    assert first["random"] != second["random"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--language=JAVA"],
+        [forked_worker.PYTHON, "--worker-type=SPILL_WORKER"],
+        [forked_worker.PYTHON, '--serialized-runtime-env-context={"env_vars": {}}'],
+    ],
+)
+def test_another_kind_of_worker_or_environment_starts_as_ray_starts_it(
+    worker: Path, forks: Forks, arguments: list[str]
+) -> None:
+    assert _begun(worker, forks, *arguments).split("\n")[0] == " ".join(["set up", str(worker), *arguments])
+
+
+def test_without_a_server_it_starts_as_ray_starts_it(worker: Path, forks: Forks) -> None:
+    assert _begun(worker, None).startswith("set up")
+    forks._server.kill()
+    forks._server.wait()
+    assert _begun(worker, forks).startswith("set up")
+
+
+def test_a_process_with_threads_is_not_forked(worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Forks.started(["threaded"]) as forks:
+        assert _begun(worker, forks).startswith("set up")
+
+
+def test_a_worker_ends_with_the_server_and_the_server_with_the_driver(tmp_path: Path) -> None:
+    worker = tmp_path / "default_worker.py"
+    worker.write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)")
+    driver = f"""
+import os, subprocess, sys, time
+from cluster.forks import Forks
+from cluster import forked_worker
+with Forks.started([]) as forks:
+    os.environ[forked_worker.SOCKET] = str(forks._path)
+    subprocess.run([sys.executable, forked_worker.__file__, {str(worker)!r}, forked_worker.PYTHON])
+    while not os.path.exists("pid"): time.sleep(0.01)
+    print(forks._server.pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", driver], cwd=tmp_path, stdout=subprocess.PIPE, timeout=60, check=False
+    ).stdout  # until nobody holds the pipe: neither server nor worker
+    until = time.monotonic() + 30
+    for pid in (int(told), int((tmp_path / "pid").read_text())):
+        while _lives(pid):
+            assert time.monotonic() < until, f"process {pid} outlived its driver"
+            time.sleep(0.05)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ray_is_told_who_forks_and_afterwards_is_as_it_was(forks: Forks) -> None:
+    import ray._private.parameter as parameter
+
+    before: Any = parameter.RayParams
+    with forks.of_ray():
+        assert parameter.RayParams().setup_worker_path == str(Path(forked_worker.__file__))
+        assert os.environ[forked_worker.SOCKET] == str(forks._path)
+    assert parameter.RayParams is before
+    assert forked_worker.SOCKET not in os.environ

@@ -278,3 +278,20 @@ def test_a_device_has_a_few_micro_batches_before_it_and_its_faults_come_late():
     most.clear()
     run_batches(np.full(20, 3), compute, token_budget=9, device="cuda", about_to_run=lambda _: None)
     assert max(most) == 1
+
+
+def test_groups_that_are_cut_once_more_are_filled_however_much_their_lengths_differ():
+    lengths_P = np.array([5 * 2**power for power in range(6)] * 4)
+
+    def together(passes):
+        groups: list[int] = []
+
+        def compute(batch):
+            groups.append(len(batch))
+            return [0] * len(batch)
+
+        run_batches(lengths_P, compute, token_budget=5_000, passes=passes, device="cpu")
+        return groups
+
+    assert len(together(1)) > 1  # padding costs more than a micro-batch of their own
+    assert together(8) == [24]

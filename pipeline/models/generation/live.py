@@ -97,7 +97,7 @@ class Batch(Protocol):
     """Rows at work."""
 
     rows: list[Row]
-    scores_BV: torch.Tensor  # float32: logits of the next token, whatever the model computes in
+    scores_BV: torch.Tensor  # logits of the next token
 
     def keep(self, index: Sequence[int]) -> None:
         """Let all rows but these go; scores are spent."""

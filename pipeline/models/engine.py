@@ -186,8 +186,8 @@ class _Loop(Generic[Found]):
         passes: int = 1,
     ) -> None:
         self._budget = TokenBudget(token_budget) if isinstance(token_budget, int) else token_budget
-        # A GPU is not busy with less than its budget.
-        fixed_tokens = FIXED_TOKENS if device == "cpu" else None
+        # A GPU is not busy with less than its budget. What is cut once more has no padding that counts.
+        fixed_tokens = FIXED_TOKENS if device == "cpu" and passes == 1 else None
         batches = micro_batches(lengths_P, passes * self._budget.in_force, packed, fixed_tokens)
         self.tokens, self.padding_tokens = int(lengths_P.sum()), 0 if packed else padding(lengths_P, batches)
         self.seconds = 0.0

@@ -40,19 +40,32 @@ class PreparedLinear(nn.Module):
         """As nn.Linear."""
         return cast("torch.Tensor", torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], ""))
 
+    def activated(self, input: torch.Tensor, activation: str, approximation: str) -> torch.Tensor:
+        """The activation of the output, by oneDNN's names, before it is rounded."""
+        return cast(
+            "torch.Tensor",
+            torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, activation, [], approximation),
+        )
+
+    def times(self, input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The output times numbers of its shape, before they are rounded."""
+        return cast(
+            "torch.Tensor", torch.ops.mkldnn._linear_pointwise.binary(input, other, self.packed, self.bias, "mul")
+        )
+
 
 class _Together:
     """A product of several layers, which are asked for one after the other."""
 
     def __init__(self, product: nn.Module, layers: int) -> None:
-        self._product, self._layers = product, layers
+        self.product, self._layers = product, layers
         self._input: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._taken = 0
 
     def columns(self, input: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         if self._output is None or self._input is not input:
-            self._input, self._output, self._taken = input, self._product(input), 0
+            self._input, self._output, self._taken = input, self.product(input), 0
         found = self._output[..., start:stop]
         self._taken += 1
         if self._taken == self._layers:  # a batch's numbers are not kept until the next
@@ -69,6 +82,11 @@ class OneOfSeveral(nn.Module):
         self._together, self._start = together, start
         self.weight = linear.weight.detach().new_empty(0)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def product(self) -> nn.Module:
+        """All of them, side by side."""
+        return self._together.product
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As nn.Linear."""

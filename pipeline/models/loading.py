@@ -28,6 +28,7 @@ from pipeline.models.quietly import quietly
 from pipeline.models.ranges import digest_of, from_bytes
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.models.rows import can_compute_in_rows, compute_in_rows, head_size
+from pipeline.models.t5 import use_t5_layers
 from pipeline.workers import Device
 
 # Weights that AutoModel may do without: a pooler that this checkpoint was never trained with.
@@ -110,6 +111,7 @@ def load(
         use_writing_attention(module)
         use_fused_activations(module)
         prepare_linears(module)
+        use_t5_layers(module)
     elif device == "cuda" and auto_class not in WRITING and can_compute_in_rows(module):
         packed = can_pack(dtype_named(dtype), head_size(module)) and pack(module)
     tokenizer = prepared_tokenizer(pinned, threads)

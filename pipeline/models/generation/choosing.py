@@ -43,8 +43,9 @@ class Chooser:
 
     def next_tokens(self, batch: Batch) -> list[int | Failure]:
         """One for each row; spends the batch's scores."""
-        scores_BV = self._processed(batch.scores_BV, batch.rows)
-        best_B, tokens_B = scores_BV.max(1)
+        scores_BV = self._processed(batch.scores_BV.float(), batch.rows)
+        tokens_B = _argmax(scores_BV)
+        best_B = scores_BV.gather(1, tokens_B[:, None])[:, 0]
         chosen: list[int | Failure | None] = list(tokens_B.tolist())
         slack_B = self._slack(best_B)
         if self._samples:
@@ -97,3 +98,8 @@ class Chooser:
             index_B = torch.tensor(numbers, device=scores_BV.device)
             scores_BV[index_B] = processors(ids_BL.to(scores_BV.device), scores_BV[index_B])
         return scores_BV
+
+
+def _argmax(scores_BV: torch.Tensor) -> torch.Tensor:
+    """tokens_B: the first of the greatest, or the first that is not a number; torch is slow on a CPU."""
+    return torch.from_numpy(scores_BV.numpy().argmax(1)) if scores_BV.device.type == "cpu" else scores_BV.argmax(1)

@@ -20,6 +20,8 @@ from pipeline.models.generation.beams import search
 from pipeline.models.generation.choosing import Chooser
 from pipeline.models.generation.decoding import Decoding, Rules
 from pipeline.models.generation.live import Batch, CausalBatch, Model, Row, Seq2SeqBatch
+from pipeline.models.generation.t5_batch import T5Batch
+from pipeline.models.t5 import layers_of
 from pipeline.quarantine import Failure
 from pipeline.text.tokens import Ids
 from pipeline.workers import Device
@@ -60,6 +62,7 @@ def generate(
         compute,
         token_budget=token_budget,
         passes=_GROUP_PASSES,
+        packed=decode is _decode and layers_of(module) is not None,  # it holds hardly any padding
         device=device,
         about_to_run=about_to_run,
     )
@@ -88,7 +91,8 @@ def _decode(model: Model, rows: Sequence[Row], stopper: Stopper) -> None:
     """Bring every row to its end."""
     chooser = Chooser(model)
     if model.rules.is_seq2seq:
-        batch = Seq2SeqBatch(model, rows)
+        layers = layers_of(model.module)
+        batch: Batch = Seq2SeqBatch(model, rows) if layers is None else T5Batch(model, layers, rows)
         while _advance(batch, chooser, stopper):
             batch.step([row.answer[-1] for row in batch.rows])
         return

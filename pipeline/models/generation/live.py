@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.batching import micro_batches, padding
+from pipeline.models.engine import FIXED_TOKENS
 from pipeline.models.generation.answers import End
 from pipeline.models.generation.decoding import Processors, Rules, ids_so_far
 from pipeline.models.generation.drawing import RowNoise
@@ -56,9 +57,13 @@ class Model:
         return device
 
     def micro_batches(self, rows: Sequence[Row], copies: int = 1) -> list[list[Row]]:
-        """Rows as they go through the model together with whole prompts, each in so many copies; longest first."""
+        """Rows as they go through the model together with whole prompts, each in so many copies; longest first.
+
+        Copies are beams, which are decoded as they stand here: the more rows, the better.
+        """
         lengths_R = np.array([len(row.prompt_ids) for row in rows], np.int64)
-        batches = micro_batches(lengths_R, max(1, self.token_budget // copies))
+        fixed_tokens = FIXED_TOKENS if copies == 1 and self.device.type == "cpu" else None
+        batches = micro_batches(lengths_R, max(1, self.token_budget // copies), fixed_tokens=fixed_tokens)
         self.padding_tokens += padding(lengths_R, batches)
         return [[rows[row] for row in batch] for batch in batches]
 
@@ -92,7 +97,7 @@ class Batch(Protocol):
     """Rows at work."""
 
     rows: list[Row]
-    scores_BV: torch.Tensor  # float32: logits of the next token, whatever the model computes in
+    scores_BV: torch.Tensor  # logits of the next token
 
     def keep(self, index: Sequence[int]) -> None:
         """Let all rows but these go; scores are spent."""

@@ -303,3 +303,20 @@ def test_threads_take_turns_on_a_gpu(device):
         found = [each.result() for each in [threads.submit(call), threads.submit(call)]]
     assert found == [[0, 1, 2, 3]] * 2
     assert max(most) == (1 if device == "cuda" else 2)
+
+
+def test_groups_that_are_cut_once_more_are_filled_however_much_their_lengths_differ():
+    lengths_P = np.array([5 * 2**power for power in range(6)] * 4)
+
+    def together(passes):
+        groups: list[int] = []
+
+        def compute(batch):
+            groups.append(len(batch))
+            return [0] * len(batch)
+
+        run_batches(lengths_P, compute, token_budget=5_000, passes=passes, device="cpu")
+        return groups
+
+    assert len(together(1)) > 1  # padding costs more than a micro-batch of their own
+    assert together(8) == [24]

@@ -144,15 +144,16 @@ def stream(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
 def stream_with_suspects(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
     """`stream`, then each unit that killed two processes once more, with nothing beside it."""
     by_unit = {order.unit.id: order for order in orders}
-    suspects: list[Order] = []
+    suspects: dict[str, Sequence[Any]] = {}  # and where their time went so far
     for told in stream(orders, work):
         if told["state"] == "suspect":
-            suspects.append(by_unit[told["unit"]])
+            suspects[told["unit"]] = told.get("profile", ())
         else:
             yield told
     one_each = {pool: replace(workers, actors=1) for pool, workers in work.pools.items()}
-    for order in suspects:
-        yield from stream([order], replace(work, alone=True, pools=one_each))
+    for unit, spent in suspects.items():
+        for told in stream([by_unit[unit]], replace(work, alone=True, pools=one_each)):
+            yield told if not spent else {**told, "profile": [*spent, *told["profile"]]}
 
 
 def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> Answer:

@@ -107,10 +107,11 @@ def load(
         use_plain_attention(module, or_eagerly=False)
         compute_in_rows(module)
         prepare_linears(module)
-    elif device == "cpu" and dtype == "bfloat16" and auto_class == "AutoModelForSeq2SeqLM":
-        use_writing_attention(module)
-        use_fused_activations(module)
-        prepare_linears(module)
+    elif device == "cpu" and auto_class == "AutoModelForSeq2SeqLM":
+        if dtype == "bfloat16":
+            use_writing_attention(module)
+            use_fused_activations(module)
+            prepare_linears(module)
         use_t5_layers(module)
     elif device == "cuda" and auto_class not in WRITING and can_compute_in_rows(module):
         packed = can_pack(dtype_named(dtype), head_size(module)) and pack(module)

@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,10 @@ def _fork(connection: socket.socket) -> Mapping[str, Any] | None:
             return None
         sys.stdout.flush()
         sys.stderr.flush()
-        if child := os.fork():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: its threads were looked at above
+            child = os.fork()
+        if child:
             with contextlib.suppress(OSError):
                 connection.sendall(str(child).encode())
             return None

@@ -21,7 +21,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(dying)
     with listening:
-        told = b""
+        told, may_fork = b"", True
         while True:
             ready = select.select([0, died, listening.fileno()], [], [])[0]
             if died in ready:
@@ -62,9 +63,10 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
                 *lines, told = (told + more).split(b"\n")
                 for line in lines:
                     _prepare(json.loads(line))
+                    may_fork = not _draw_alike()
             elif listening.fileno() in ready:
                 with listening.accept()[0] as connection:
-                    if (request := _fork(connection)) is not None:
+                    if may_fork and (request := _fork(connection)) is not None:
                         os.close(died)
                         os.close(dying)
                         return {**request, "sys_path": own_path}
@@ -73,14 +75,65 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
 def _prepare(told: Mapping[str, Any]) -> None:
     """Import; what cannot be imported here is for the worker to complain of."""
     sys.path[:] = told.get("sys_path", sys.path)
-    for name in told["imports"]:
-        module, _, function = name.partition(":")
-        with contextlib.suppress(Exception):
-            found = importlib.import_module(module)
-            if function:
-                getattr(found, function)()
+    with _rays_dice_unthrown():
+        for name in told["imports"]:
+            module, _, function = name.partition(":")
+            with contextlib.suppress(Exception):
+                found = importlib.import_module(module)
+                if function:
+                    getattr(found, function)()
     gc.collect()
     gc.freeze()  # else the children's collector would write to all of it, and share none
+
+
+class _ClassId:
+    """What stands in for the class of Ray whose ids are drawn when a remote class is defined."""
+
+    @staticmethod
+    def from_random() -> Any:
+        """As Ray's, of the system's randomness."""
+        from ray import ActorClassID
+
+        return ActorClassID(os.urandom(ActorClassID.size()))
+
+
+@contextlib.contextmanager
+def _rays_dice_unthrown() -> Iterator[None]:
+    """Nothing is drawn from Ray's own randomness inside the block.
+
+    Children would go on where it stands, all alike: two that began at the same moment drew the same id for the object
+    that each makes first, and one of them died of it. Ray Data draws when it is imported, for its remote classes.
+    """
+    try:
+        actor: Any = importlib.import_module("ray.actor")
+    except Exception:  # noqa: BLE001 - a worker will complain of it
+        yield
+        return
+    before, actor.ActorClassID = actor.ActorClassID, _ClassId
+    try:
+        yield
+    finally:
+        actor.ActorClassID = before
+
+
+def _draw_alike() -> bool:
+    """Whether two children would draw the same ids from Ray's randomness."""
+    if "ray" not in sys.modules:
+        return False
+    drawn = []
+    for _ in range(2):
+        reading, writing = os.pipe()
+        if not (child := os.fork()):
+            try:
+                os.write(writing, sys.modules["ray"].ObjectRef.from_random().binary())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            drawn.append(pipe.read())
+        with contextlib.suppress(ChildProcessError):  # whoever reaps came first
+            os.waitpid(child, 0)
+    return drawn[0] == drawn[1]
 
 
 def _reap(died: int) -> None:
@@ -111,7 +164,10 @@ def _fork(connection: socket.socket) -> Mapping[str, Any] | None:
             return None
         sys.stdout.flush()
         sys.stderr.flush()
-        if child := os.fork():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: its threads were looked at above
+            child = os.fork()
+        if child:
             with contextlib.suppress(OSError):
                 connection.sendall(str(child).encode())
             return None

@@ -89,9 +89,10 @@ class Startup:
         }
 
     def seconds(self) -> dict[str, float] | None:
-        """One after the other: planning; starting Ray; trials (of engines, of int8); until the actor's process runs;
-        its imports of torch and transformers; its models; its first unit, from the wait for it to its receipt. None
-        before the first receipt.
+        """One after the other, as the driver waited: planning; starting Ray, until its workers run; trials (of engines,
+        of int8); until the actor begins; its imports of torch and transformers; its models; its first unit, from the
+        wait for it to its receipt. Where workers are forked, what they import is imported beside the planning, and what
+        that takes longer stands in `ray`. None before the first receipt.
         """
         return None if self._first is None else {name: round(seconds, 3) for name, seconds in self._first.items()}
 

@@ -2,15 +2,17 @@
 
     import_lean()               # in a process of our own, before anything imports transformers' models
 
-With its models, transformers imports torch's compiler (and with it a computer algebra system), tensors that are spread
-over GPUs, and what training asks for: twice as much as torch itself in seconds, and 120 MB in each actor, none of
-which an actor ever uses. Here they are told that this machine has none of it.
+With its models, transformers imports torch's compiler (and with it a computer algebra system, which torch also asks
+whether two lengths are equal), tensors that are spread over GPUs, and what training asks for: twice as much as torch
+itself in seconds, and 150 MB in each actor, none of which an actor ever uses. Here they are told that this machine has
+none of it.
 """
 
 import contextlib
 import importlib
+import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,13 @@ _ABSENT = ("is_accelerate_available", "is_scipy_available", "is_torch_distribute
 
 _MARKS = frozenset({"allow_in_graph", "assume_constant_result", "disable", "mark_static_address"})
 """Decorators that tell the compiler something; where nothing is compiled they change nothing."""
+
+_OF_KNOWN_LENGTHS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious"), bool),
+    "is_nested_int": lambda _: False,
+    "sym_eq": operator.eq,
+}
+"""What torch asks of lengths that may be symbols, and the answer where none is."""
 
 _IMPORTED = ("transformers.modeling_layers", "transformers.modeling_utils", "pipeline.models.loading")
 
@@ -35,15 +44,16 @@ def import_lean() -> None:
     import transformers.utils  # noqa: F401 - of which nothing is left out
 
     before = set(sys.modules)
-    compiler = _NoCompiler(Path(torch.__file__).parent / "_dynamo")
-    sys.modules[compiler.__name__] = compiler
+    compiler = _StandIn("torch._dynamo", dict.fromkeys(_MARKS, _unmarked), Path(torch.__file__).parent / "_dynamo")
+    stand_ins = (compiler, _no_symbols())
+    sys.modules |= {each.__name__: each for each in stand_ins if each.__name__ not in sys.modules}
     try:
         with _without_training():
             for name in _IMPORTED:
                 importlib.import_module(name)
     except Exception:  # noqa: BLE001 - another version of it; whole, it works or tells why not
         for name in sys.modules.keys() - before:
-            if name.startswith(("transformers.", "pipeline.models.", compiler.__name__)):
+            if name.startswith(("transformers.", "pipeline.models.", *(each.__name__ for each in stand_ins))):
                 del sys.modules[name]
 
 
@@ -65,21 +75,47 @@ def _no(*_: object, **__: object) -> bool:
     return False
 
 
-class _NoCompiler(ModuleType):
-    """Stands for the package `torch._dynamo` until somebody asks for more than its decorators."""
+class _StandIn(ModuleType):
+    """Stands for a module until somebody asks for more than it answers; then it is imported."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__("torch._dynamo")
-        self.__path__ = [str(folder)]  # modules beside them are imported as they are
+    def __init__(self, name: str, answers: Mapping[str, Callable[..., Any]], folder: Path | None = None) -> None:
+        """`folder`: of a package, whose other modules are imported as they are."""
+        super().__init__(name)
+        self.answers = answers
+        if folder is not None:
+            self.__path__ = [str(folder)]
 
     def __getattr__(self, name: str) -> Any:
-        if name in _MARKS:
-            return _unmarked
-        if name.startswith("__"):  # the import system looks
+        if name.startswith("_"):  # the import system looks
             raise AttributeError(name)
+        if name in self.answers:
+            return self.answers[name]
+        return getattr(self.whole(), name)
+
+    def whole(self) -> ModuleType:
+        """The module itself, from now on."""
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
+        return importlib.import_module(self.__name__)
+
+
+def _no_symbols() -> _StandIn:
+    """What torch asks of shapes on its `meta` device, where a length may be a symbol: ours are known."""
+    module = _StandIn("torch.fx.experimental.symbolic_shapes", {})
+
+    def known(name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
+        def answered(*given: Any) -> Any:
+            return answer(*given) if all(map(_is_known, given)) else getattr(module.whole(), name)(*given)
+
+        return answered
+
+    module.answers = {name: known(name, answer) for name, answer in _OF_KNOWN_LENGTHS.items()}
+    return module
+
+
+def _is_known(value: Any) -> bool:
+    """Whether it is a number, a bool, or a shape of numbers, and not a symbol."""
+    return type(value) in (bool, int) or (isinstance(value, tuple) and all(map(_is_known, value)))
 
 
 def _unmarked(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:

@@ -20,6 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.models import gguf
 from pipeline.models.activations import use_fused_activations
 from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention, use_writing_attention
+from pipeline.models.blank import blank
 from pipeline.models.device import WRITING, settle
 from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
@@ -214,14 +215,15 @@ def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
     class_name = _class_for(pinned, auto_class)
     kind = getattr(transformers, class_name)
     try:
-        module, told = kind.from_pretrained(
-            pinned.folder,
-            dtype=dtype,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, in words of ours
-            **_weights(pinned),
-        )
+        with blank():
+            module, told = kind.from_pretrained(
+                pinned.folder,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, in words of ours
+                **_weights(pinned),
+            )
     except Exception as fault:
         if "Unrecognized configuration class" in str(fault):
             raise ModelError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.models.lean import _NoCompiler, import_lean
+from pipeline.models.lean import _MARKS, _no_symbols, _StandIn, _unmarked, import_lean
 from pipeline.models.loading import load
 from pipeline.models.reference import ModelSettings, pin
 
@@ -21,6 +21,7 @@ import_lean()
 left_out = {"accelerate", "scipy", "torch.distributed.tensor", "torch._inductor"} & sys.modules.keys()
 from tests.pipeline.models.test_lean import scores
 found = [scores(folder, kind) for folder, kind in json.loads(sys.argv[1])]
+left_out |= {{"sympy"}} & sys.modules.keys()
 asks_for_the_compiler = type(sys.modules["torch._dynamo"]).__name__
 import torch
 print(json.dumps([sorted(left_out), found, asks_for_the_compiler, torch._dynamo.config.__name__]))
@@ -60,7 +61,7 @@ def test_models_say_the_same_without_what_training_and_compiling_ask_for(models,
     assert done.returncode == 0, done.stderr
     left_out, found, compiler, config = json.loads(done.stdout.splitlines()[-1])
     assert left_out == []
-    assert compiler == "_NoCompiler"
+    assert compiler == "_StandIn"
     assert config == "torch._dynamo.config"  # who asks for more than decorators gets the real one
     for (folder, kind), values in zip(models, found, strict=True):
         np.testing.assert_array_equal(values, scores(folder, kind))
@@ -87,8 +88,24 @@ assert sys.modules["torch._dynamo"].__file__
 
 
 def test_decorators_of_no_compiler_give_back_the_function(tmp_path: Path):
-    compiler = _NoCompiler(tmp_path)
+    compiler = _StandIn("no_compiler", dict.fromkeys(_MARKS, _unmarked), tmp_path)
     assert compiler.disable(scores) is scores
     assert compiler.disable(scores, True, reason="none") is scores
     assert compiler.disable(recursive=False)(scores) is scores
     assert not hasattr(compiler, "__wrapped__")
+
+
+def test_lengths_that_are_known_are_answered_as_torch_answers():
+    from torch.fx.experimental import symbolic_shapes
+
+    ours = _no_symbols()
+    for name in ("expect_true", "guard_or_false", "guard_or_true"):
+        for value in (True, False):
+            assert getattr(ours, name)(value) is getattr(symbolic_shapes, name)(value)
+    shapes = [(), (2,), (2, 3), (3, 2), 2, 3]
+    for one in shapes:
+        for other in shapes:
+            if type(one) is type(other):
+                assert ours.sym_eq(one, other) == symbolic_shapes.sym_eq(one, other)
+    assert ours.is_nested_int(3) is symbolic_shapes.is_nested_int(3)
+    assert ours.ShapeEnv is symbolic_shapes.ShapeEnv  # the rest is torch's own

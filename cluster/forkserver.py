@@ -129,7 +129,7 @@ def _draw_alike() -> bool:
             finally:
                 os._exit(0)
         os.close(writing)
-        with open(reading, "rb") as pipe:
+        with os.fdopen(reading, "rb") as pipe:
             drawn.append(pipe.read())
         with contextlib.suppress(ChildProcessError):  # whoever reaps came first
             os.waitpid(child, 0)

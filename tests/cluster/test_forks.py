@@ -101,6 +101,24 @@ def test_a_process_with_threads_is_not_forked(worker: Path, tmp_path: Path, monk
         assert _begun(worker, forks).startswith("set up")
 
 
+def test_workers_draw_other_ids_from_rays_randomness_each(worker: Path) -> None:
+    worker.write_text("import os, ray; print(os.getppid(), ray.ObjectRef.from_random().hex(), flush=True)")
+    with Forks.started(["pipeline.stream"]) as forks:
+        assert forks is not None
+        told = [_begun(worker, forks).split() for _ in range(3)]
+        assert {parent for parent, _ in told} == {str(forks._server.pid)}
+    assert len({drawn for _, drawn in told}) == 3
+
+
+def test_a_process_that_has_drawn_from_rays_randomness_is_not_forked(
+    worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draws.py").write_text("import ray; ray.ObjectRef.from_random()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Forks.started(["draws"]) as forks:
+        assert _begun(worker, forks).startswith("set up")
+
+
 def test_a_worker_ends_with_the_server_and_the_server_with_the_driver(tmp_path: Path) -> None:
     worker = tmp_path / "default_worker.py"
     worker.write_text("import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(99)")

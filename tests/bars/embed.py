@@ -2,8 +2,8 @@
 
     python tests/bars/embed.py ../shared/data/debian --rows 4096 --rounds 2
 
-Everything alternates within each round, on the cores that this process may use; nothing else should run. No test: a
-script whose figures stand in release notes until `corpusmill bench` exists.
+Everything alternates within each round, on the cores that this process may use; nothing else should run. The loop is
+what `corpusmill bench` has no peer for.
 """
 
 import argparse

@@ -59,6 +59,7 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
                 _reap(died)
             if 0 in ready:  # what was told comes before who connected
                 if not (more := os.read(0, 1 << 16)):
+                    _remove(Path(listening.getsockname()))
                     return None
                 *lines, told = (told + more).split(b"\n")
                 for line in lines:
@@ -70,6 +71,13 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
                         os.close(died)
                         os.close(dying)
                         return {**request, "sys_path": own_path}
+
+
+def _remove(path: Path) -> None:
+    """The socket and its folder, which a driver that was killed leaves behind."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()
 
 
 def _prepare(told: Mapping[str, Any]) -> None:

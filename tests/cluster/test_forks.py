@@ -130,17 +130,19 @@ with Forks.started([]) as forks:
     os.environ[forked_worker.SOCKET] = str(forks._path)
     subprocess.run([sys.executable, forked_worker.__file__, {str(worker)!r}, forked_worker.PYTHON])
     while not os.path.exists("pid"): time.sleep(0.01)
-    print(forks._server.pid, flush=True)
+    print(forks._server.pid, forks._path, flush=True)
     os.kill(os.getpid(), 9)
 """
     told = subprocess.run(
         [sys.executable, "-c", driver], cwd=tmp_path, stdout=subprocess.PIPE, timeout=60, check=False
     ).stdout  # until nobody holds the pipe: neither server nor worker
     until = time.monotonic() + 30
-    for pid in (int(told), int((tmp_path / "pid").read_text())):
+    server, path = told.decode().split()
+    for pid in (int(server), int((tmp_path / "pid").read_text())):
         while _lives(pid):
             assert time.monotonic() < until, f"process {pid} outlived its driver"
             time.sleep(0.05)
+    assert not Path(path).parent.exists()
 
 
 def _lives(pid: int) -> bool:

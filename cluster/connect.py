@@ -142,8 +142,8 @@ class RayCluster:
             # Ray's workers would give way to everything else (nice 15), to our own driver too: they are as nice as the
             # user started this program.
             os.environ.setdefault("RAY_worker_niceness", "0")
-            # One heap for all threads of a process: what the thread that loaded a model has freed, the one that computes
-            # may take. With one each, an encoder was 3% slower, and its actor larger.
+            # One heap for all threads of a process: what the thread that loaded a model has freed, the one that
+            # computes may take. With one each, an encoder was 3% slower, and its actor larger.
             os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 
     @contextlib.contextmanager

@@ -126,7 +126,7 @@ def _rays_dice_unthrown() -> Iterator[None]:
 
 def _draw_alike() -> bool:
     """Whether two children would draw the same ids from Ray's randomness."""
-    if "ray" not in sys.modules:
+    if "ray" not in sys.modules or _threads() - OWN_THREADS:  # with threads nothing is forked, to try it neither
         return False
     drawn = []
     for _ in range(2):

@@ -266,12 +266,14 @@ class AnnotateStage:
     def __call__(self, envelope: Envelope) -> Envelope:
         """Annotate the rows of one unit; as many threads may call at once as `units_at_once` says."""
         hand = self._free_hands.pop()
-        with recorded(self.work.profile) as spans, timed("unit", unit=envelope.unit):
-            answer = self._through(envelope)
+        try:
+            with recorded(self.work.profile) as spans, timed("unit", unit=envelope.unit):
+                answer = self._through(envelope)
+        finally:
+            self._free_hands.append(hand)
         if self.work.profile:
             before, self._untold = self._untold, []
             answer.told["profile"] = [*envelope.told.get("profile", []), as_told("actor", before + spans, hand)]
-        self._free_hands.append(hand)
         return answer
 
     def _through(self, envelope: Envelope) -> Envelope:

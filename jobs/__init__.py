@@ -69,8 +69,10 @@ def verify(output: str) -> "Report":
     return proved(output) if is_finetuning(Store.at(output)) else prove(output)
 
 
-def retry(output: str, overrides: Sequence[str] = (), watcher: Watcher | None = None) -> Mapping[str, Any]:
-    """Run the quarantined rows of an output once more; its new manifest."""
+def retry(
+    output: str, overrides: Sequence[str] = (), watcher: Watcher | None = None, profile: bool = False
+) -> Mapping[str, Any]:
+    """Run the quarantined rows of an output once more; its new manifest. `profile` as for `run`."""
     from jobs import annotate
 
-    return annotate.retry(output, overrides, watcher or Silent()).manifest
+    return annotate.retry(output, overrides, watcher or Silent(), profile=profile).manifest

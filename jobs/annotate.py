@@ -107,8 +107,13 @@ def plan(document: Mapping[str, Any], source: str) -> dict[str, Any]:
     return plan_job(job, RayCluster(job.cluster))
 
 
-def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None) -> Outcome:
-    """Run the quarantined rows of an output again; `-o` may change max_chars, max_tokens, errors and the cluster."""
+def retry(
+    output: str, overrides: Sequence[str], watcher: Watcher, began: float | None = None, profile: bool = False
+) -> Outcome:
+    """Run the quarantined rows of an output again; `-o` may change max_chars, max_tokens, errors and the cluster.
+
+    `profile` keeps where the time of it went.
+    """
     from pipeline.retry import MAY_CHANGE
     from pipeline.retry import retry as again
 
@@ -126,7 +131,7 @@ def retry(output: str, overrides: Sequence[str], watcher: Watcher, began: float 
     del document["code"]  # not a setting: what the user's own task files were
     jobfile.override(document, overrides)
     job = parse(document, output)
-    return _outcome(job, again(job, RayCluster(job.cluster), watcher, began))
+    return _outcome(job, again(job, RayCluster(job.cluster), watcher, began, profile))
 
 
 def _outcome(job: AnnotateJob, done: "RunOutcome") -> Outcome:

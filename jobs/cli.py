@@ -52,6 +52,7 @@ Override = Annotated[
         show_default=False,
     ),
 ]
+Profile = Annotated[bool, typer.Option("--profile", help="Keep where the time went: metadata/profile.json and .png.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
 
 app = typer.Typer(
@@ -108,9 +109,7 @@ def _options(
 def run(
     job: Job,
     override: Override = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Keep where the time went: metadata/profile.json and .png.")
-    ] = False,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """Run a job, or go on where it stopped. Ends with 5 where a trained model does not pass its gate."""
@@ -190,12 +189,12 @@ def verify(output: Output, as_json: Json = False) -> None:
 
 
 @app.command()
-def retry(output: Output, override: Override = None, as_json: Json = False) -> None:
+def retry(output: Output, override: Override = None, profile: Profile = False, as_json: Json = False) -> None:
     """Run the quarantined rows of an output once more."""
     with _watched() as watcher:
         from jobs import annotate
 
-        outcome = annotate.retry(output, override or [], watcher, _BEGAN)
+        outcome = annotate.retry(output, override or [], watcher, _BEGAN, profile)
     _tell(outcome, as_json)
 
 

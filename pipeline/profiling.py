@@ -73,10 +73,10 @@ class Profiling:
         """Leave the trace, and the picture where it can be drawn; returns what the summary tells.
 
         `units` are of this execution, `units_before` were committed by earlier ones, whose time is not in it. Where
-        there was nothing to do, an earlier execution's profile stays.
+        none was annotated, an earlier execution's profile stays.
         """
         if not units:
-            self.phases.note("no unit was left to annotate: this execution has no profile")
+            self.phases.note("no unit was annotated: this execution has no profile")
             return None
         self.phases.ended()
         self._profile.took(as_told("driver", self.phases.spans))

@@ -109,8 +109,14 @@ def test_retry_recovers_what_was_repaired_and_keeps_what_stood(
     assert first.summary["rows_out"] == 8  # of rows 0 to 9, whose texts have 16 characters, two lie in the broken file
     parts = sorted(path.name for path in (tmp_path / "out/data").rglob("*.parquet"))
     broken.write_bytes(whole)
-    second = corpusmill("retry", "out", "-o", "annotations.0.max_chars=100", "--json")
+    second = corpusmill("retry", "out", "-o", "annotations.0.max_chars=100", "--profile", "--json")
     assert second.code == 0, second.err
+    profile = second.summary["profile"]
+    assert 0 < profile["units"] == second.summary["units_done"]
+    assert profile["units"] + profile["units_before"] == second.summary["units_total"]
+    trace = json.loads((tmp_path / "out/metadata/profile.json").read_text())
+    units = [event["args"]["unit"] for event in trace["traceEvents"] if event["name"] == "unit"]
+    assert len(set(units)) == len(units) == profile["units"]
     assert (second.summary["rows_out"], second.summary["rows_quarantined"]) == (200, 0)
     assert set(parts) < {path.name for path in (tmp_path / "out/data").rglob("*.parquet")}
     assert corpusmill("verify", "out").code == 0

@@ -60,14 +60,16 @@ class Job(types.ModuleType):
     def __init__(self, does):
         super().__init__("jobs.kinds")
         self.asked = []
+        self.profiled = []
         self._does = does
 
     def run(self, path, overrides, watcher, began=None, profile=False):
         self.asked.append((path, list(overrides)))
+        self.profiled.append(profile)
         return self._does(watcher)
 
-    def retry(self, output, overrides, watcher, began=None):
-        return self.run(output, overrides, watcher, began)
+    def retry(self, output, overrides, watcher, began=None, profile=False):
+        return self.run(output, overrides, watcher, began, profile)
 
     def preview(self, path, overrides, rows):
         self.asked.append((path, list(overrides), rows))
@@ -349,6 +351,13 @@ def test_a_run_over_its_limit_answers_and_is_3(job, capsys):
     assert seen.err == (
         "warning: 5 of 100 rows are quarantined, more than limits.max_quarantined allows (exit code 3)\n"
     )
+
+
+@pytest.mark.parametrize("command", ["run", "retry"])
+def test_a_run_and_a_retry_keep_where_the_time_went_when_asked(job, command):
+    asked = job(lambda watcher: outcome())
+    assert cli.main([command, "x", "--profile"]) == cli.main([command, "x"]) == 0
+    assert asked.profiled == [True, False]
 
 
 def test_a_plan_is_json_when_asked(job, capsys):

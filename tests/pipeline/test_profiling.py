@@ -92,4 +92,4 @@ def test_an_execution_that_found_nothing_to_do_leaves_an_earlier_profile_alone(t
     store.write(PROFILE, b"{}")
     assert profiled(watcher, 0).written(store, "r8", 0, units_before=5) is None
     assert store.read(PROFILE) == b"{}"
-    assert watcher.notes == ["no unit was left to annotate: this execution has no profile"]
+    assert watcher.notes == ["no unit was annotated: this execution has no profile"]

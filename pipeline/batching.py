@@ -20,6 +20,7 @@ class TokenBudget:
     """The token budget of one model in one actor: as planned, until memory ran out; what was lowered stays so."""
 
     planned: int  # padded tokens of one micro-batch
+    of: "TokenBudget | None" = None  # a larger one, which is lowered with it
     in_force: int = field(init=False)
     _least: int = field(init=False)
 
@@ -27,14 +28,22 @@ class TokenBudget:
         assert self.planned > 0
         self.in_force = self._least = self.planned
 
+    def within(self, tokens: int) -> "TokenBudget":
+        """This one where it is no more than so many, else one of so many: memory that it runs out of lowers both."""
+        return self if self.in_force <= tokens else TokenBudget(tokens, of=self)
+
     def lower(self, tokens: int) -> None:
         """From now on at most so many, at least 1."""
         self.in_force = max(1, min(self.in_force, tokens))
         self.met(self.in_force)
+        if self.of is not None:
+            self.of.lower(tokens)
 
     def met(self, tokens: int) -> None:
         """Some micro-batches had to be of so many."""
         self._least = max(1, min(self._least, tokens))
+        if self.of is not None:
+            self.of.met(tokens)
 
     def told(self) -> int | None:
         """The fewest since this was asked last; None where all was as planned."""

@@ -25,10 +25,9 @@ _LOGITS = 2**28  # of one pass: 1 GiB in float32
 _CHUNK_LOGITS = 2**25  # in float32 at once
 
 
-def tokens_at_once(module: Any, budget: TokenBudget) -> TokenBudget | int:
-    """Padded tokens of one pass whose logits a machine should hold: the budget, or less."""
-    most = max(1, _LOGITS // max(1, _vocabulary(module)))
-    return budget if budget.in_force <= most else most
+def tokens_at_once(module: Any, budget: TokenBudget) -> TokenBudget:
+    """The budget, or as much of it as has logits that a machine should hold."""
+    return budget.within(max(1, _LOGITS // max(1, _vocabulary(module))))
 
 
 def causal_losses(module: Any, padded: Padded) -> list[Losses]:

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batching import micro_batches, padding
+from pipeline.batching import TokenBudget, micro_batches, padding
 
 lengths = st.lists(st.integers(1, 600), max_size=200).map(lambda values: np.array(values, np.int64))
 budgets = st.integers(1, 3000)
@@ -59,6 +59,18 @@ def test_where_a_micro_batch_has_its_cost_it_ends_where_it_has_the_most_real_tok
         others = [worth(start, stop) for stop in range(start + 1, min(start + most, len(in_order)) + 1)]
         assert worth(start, start + len(batch)) >= max(others) * (1 - 1e-12)
         start += len(batch)
+
+
+def test_a_budget_within_another_lowers_that_one_and_is_told_as_it_is():
+    budget = TokenBudget(1000)
+    assert budget.within(1000) is budget
+    part = budget.within(100)
+    assert (part.in_force, budget.in_force, budget.told()) == (100, 1000, None)
+    part.lower(50)
+    assert (part.in_force, budget.in_force) == (50, 50)
+    assert budget.within(100) is budget
+    part.met(8)  # a text that fits into no memory
+    assert (budget.in_force, budget.told(), budget.told()) == (50, 8, 50)
 
 
 def test_texts_of_one_length_fill_the_budget_whatever_a_micro_batch_costs():

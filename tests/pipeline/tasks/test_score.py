@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from pipeline.errors import JobError, ModelError
+from pipeline.models import losses as room
 from pipeline.tasks.base import TextInput, Texts
 from pipeline.tasks.score import Score
 
@@ -131,6 +132,29 @@ def test_perplexity_is_that_of_each_text_alone(tiny, start, texts, family, optio
         assert columns["loss"][row] == pytest.approx(np.mean(losses), abs=1e-4)
         assert columns["score"][row] == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
     assert judged >= 50
+
+
+def test_a_perplexity_whose_memory_runs_out_lowers_and_tells_the_budget_though_its_logits_kept_it_small(
+    tiny, start, sentences, monkeypatch
+):
+    sizes = []
+
+    def narrow(module, arguments, options):
+        sizes.append(options["input_ids"].numel())
+        if sizes[-1] > 90:
+            raise MemoryError
+
+    folder = tiny("gpt2", "CausalLM")
+    plain, _ = found(start(Score, folder, max_tokens=WINDOW, token_budget=512), sentences)
+    task = start(Score, folder, edit=narrow, max_tokens=WINDOW, token_budget=512)
+    monkeypatch.setattr(room, "_LOGITS", 128 * task.loaded.module.config.vocab_size)
+    scores, annotation = found(task, sentences)
+    np.testing.assert_allclose(scores["loss"], plain["loss"], rtol=1e-4)
+    assert max(sizes) > 90
+    assert 1 <= task.loaded.budget.told() <= 64
+    sizes.clear()
+    assert found(task, sentences)[1].failures == annotation.failures == {}
+    assert max(sizes) <= 64
 
 
 @pytest.mark.parametrize("family", CAUSAL)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.models.telemetry import without_telemetry
 from tests.hub_stand_in import HubStandIn
 from tests.pipeline.families import factory
 
@@ -24,6 +25,7 @@ os.environ |= {
     "COLUMNS": "200",  # … in lines that no terminal breaks
 }
 os.environ.pop("FORCE_COLOR", None)
+without_telemetry()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jobs.bench.peers.sorted_loop import Compiled, SortedLoop
 from pipeline.models.device import resolve_dtype
+from pipeline.models.telemetry import without_telemetry
 
 
 class OpenVino(SortedLoop):
@@ -15,6 +16,7 @@ class OpenVino(SortedLoop):
 
     def compiled(self, model: Any, example: Mapping[str, Any]) -> Compiled:
         """A request of all cores."""
+        without_telemetry()
         import openvino
 
         graph = openvino.convert_model(model, example_input=dict(example))

@@ -6,7 +6,7 @@
 The graph takes micro-batches of any shape; weights and arithmetic have the number format that the plan pinned. Before
 the torch module is let go, both compute the same texts: a graph that says something else is refused.
 
-The frontend is called by itself: `openvino.convert_model` would tell Intel of each conversion (openvino_telemetry).
+Nobody is told of it: see `pipeline.models.telemetry`.
 """
 
 import inspect
@@ -20,6 +20,7 @@ from torch import nn
 
 from pipeline.errors import ModelError, RunError
 from pipeline.models.engines import OUTPUTS
+from pipeline.models.telemetry import without_telemetry
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _MOST_OFF = {"float32": 1e-3, "bfloat16": 0.1}
@@ -150,6 +151,7 @@ def _texts(module: Any, texts: int, tokens: int) -> dict[str, torch.Tensor]:
 
 def _graph(plain: nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
     """An `openvino.Model` with inputs of any shape."""
+    without_telemetry()
     from openvino import PartialShape
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from jobs.display import duration
 from jobs.table import cell, cut, printable
+from pipeline.versions import differing
 
 MOST_LABELS = 10
 """Labels of one annotation that are shown; the rest is counted."""
@@ -95,6 +96,8 @@ def finished(summary: Mapping[str, Any]) -> RenderableType:
             for name, each in annotations.items()
             if each.get("agreement")
         ]
+        if len(summary.get("computed_by", ())) > 1:
+            told.append(("versions", f"of several, {differing(summary['computed_by'])}: last bits may differ"))
         if summary.get("startup"):
             told.append(("start-up", started(summary["startup"])))
     told.append(("output", f"{output}/data"))

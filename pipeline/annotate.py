@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.choosing import calibrate, choose_engines
+from pipeline.choosing import calibrate, choose_engines, pin_versions
 from pipeline.corpus.apart import check_apart
 from pipeline.errors import CorpusmillError, Interrupted, JobError, RunError
 from pipeline.gold import golds_of, measured
@@ -147,6 +147,7 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
             startup.connected = time.monotonic()
             choose_engines(run, orders, watcher)
             calibrate(run, orders, watcher)
+            pin_versions(run, watcher)
             startup.chosen = time.monotonic()
             watcher.phase("annotating")
             for receipt, told in _receipts(run, orders):
@@ -269,6 +270,7 @@ def _summary(run: Run, tally: Tally, skipped: int, metrics: Mapping[str, Measure
         "seconds_to_first_receipt": None if pace.first is None else round(pace.first - run.began, 3),
         "startup": None if tally.startup is None else tally.startup.seconds(),
         "tokens_per_second": pace.tokens_per_second(),
+        "computed_by": list(run.plan.computed_by),
         "annotations": {
             name: {
                 "model": pin.ref,

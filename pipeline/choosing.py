@@ -1,7 +1,8 @@
-"""What a plan leaves to a worker: which engine computes, and what int8 is quantised by. Pinned before the first unit.
+"""What a plan leaves open until the first unit: which engine computes, what int8 is quantised by, in which versions.
 
     choose_engines(run, orders, watcher)    # `engine: auto`, where a trial repays itself
     calibrate(run, orders, watcher)         # `dtype: int8`
+    pin_versions(run, watcher)
 
 Ray runs already; what is pinned decides for all units, of this execution and of those that go on with it.
 """
@@ -19,6 +20,7 @@ from pipeline.progress import Watcher
 from pipeline.run import Run
 from pipeline.stages import Order
 from pipeline.trial import decided, try_out
+from pipeline.versions import computing, differing
 from pipeline.workers import section
 
 CALIBRATIONS = 3
@@ -67,6 +69,25 @@ def calibrate(run: Run, orders: Sequence[Order], watcher: Watcher) -> None:
         run.plan = replace(run.plan, annotations={**run.plan.annotations, each.name: pin})
         planfile.save(run.store, run.plan)
         run.notes.append(f"annotation '{each.name}' in int8{told}")
+        watcher.note(run.notes[-1])
+
+
+def pin_versions(run: Run, watcher: Watcher) -> None:
+    """Pin which versions compute, and tell where rows of this output are of others too; that refuses no run."""
+    models = [pin for pin in run.plan.annotations.values() if pin.digest is not None]
+    if not models:
+        return
+    now = computing({pin.engine for pin in models})
+    before = run.plan.computed_by or ({"corpusmill": run.plan.corpusmill},)  # an older one, which told no more
+    every = (now,) if not run.receipts else before if now in before else (*before, now)
+    if every != run.plan.computed_by:
+        run.plan = replace(run.plan, computed_by=every)
+        planfile.save(run.store, run.plan)
+    if len(every) > 1:
+        run.notes.append(
+            f"rows of this output are computed by several versions ({differing(every)}), and may differ in their last "
+            "bits from those of one"
+        )
         watcher.note(run.notes[-1])
 
 

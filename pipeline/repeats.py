@@ -16,18 +16,15 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import JobError
+from pipeline.versions import computing
 
 FILE = "said.sqlite"
-_COMPUTE = ("corpusmill", "tokenizers", "torch", "transformers")
-"""Packages whose other version may say something else."""
-
 _AT_ONCE = 500
 _WAIT_SECONDS = 60.0
 """While another process writes."""
@@ -53,7 +50,7 @@ def distinct(values_R: Sequence[Hashable]) -> tuple[list[int], list[int]]:
 
 def salt(facts: Mapping[str, Any]) -> bytes:
     """The digest of what decides what is said of a text: model, options, number format, version; 32 bytes."""
-    told = {**facts, "versions": {name: version(name) for name in _COMPUTE}}
+    told = {**facts, "versions": computing({facts.get("engine")})}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).digest()
 
 

@@ -1,6 +1,7 @@
 """One execution of a job on one output: all that it knows, and what of it travels to the stages."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.job import AnnotateJob
@@ -44,7 +45,7 @@ class Run:
             added=added_columns(self.job, self.models),
             footer={
                 "run_id": self.run_id,
-                "corpusmill": self.plan.corpusmill,
+                "corpusmill": version("corpusmill"),
                 "models": {
                     name: {"ref": pin.ref, "digest": pin.digest, "engine": pin.engine, "dtype": pin.dtype}
                     for name, pin in pins.items()

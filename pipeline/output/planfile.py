@@ -3,7 +3,7 @@
 {"version": 1, "job": {"corpus": …, "annotations": […], "output": …}, "annotations": {"topic": {"digest": "53aa…",
  "engine": "torch", "dtype": "bfloat16", "threads": 1, "token_budget": 1024}}, "schema": "base64 of Arrow's IPC",
  "fragments": [["section=games/a.parquet", 91532, "91532-1763…", [["section", "games"]], [[4096, 1532112]], null]],
- "units": [["6f1c…", "section=games", [[0, 0, 0, 2048, null]]]], …}
+ "units": [["6f1c…", "section=games", [[0, 0, 0, 2048, null]]]], "computed_by": [{"torch": "2.13.0", …}], …}
 """
 
 import base64
@@ -68,6 +68,7 @@ class Plan:
     fragments: tuple[Fragment, ...]
     units: tuple[Unit, ...]
     rows_pruned: int  # rows of fragments and row groups that the filter excludes by partition or statistics
+    computed_by: tuple[Mapping[str, str], ...] = ()  # versions, of each execution that differs from those before
 
     @property
     def rows(self) -> int:
@@ -129,6 +130,7 @@ def to_bytes(plan: Plan) -> bytes:
         ],
         "units": [[unit.id, unit.folder, [_span_row(span) for span in unit.spans]] for unit in plan.units],
         "rows_pruned": plan.rows_pruned,
+        "computed_by": plan.computed_by,
     }
     return seal(value)
 
@@ -156,6 +158,7 @@ def from_bytes(data: bytes) -> Plan:
                 Unit(name, folder, tuple(_span(row) for row in spans)) for name, folder, spans in value["units"]
             ),
             rows_pruned=value["rows_pruned"],
+            computed_by=tuple(value.get("computed_by", ())),  # older plans tell none
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenSealError(f"it is sealed but no plan of version {VERSION}: {error!r}") from error

@@ -54,6 +54,14 @@ def test_a_run_without_trouble_points_to_its_output_and_to_verify():
     ]
 
 
+def test_rows_of_several_versions_are_told():
+    same, other = {"torch": "2.13.0", "arithmetic": "2"}, {"torch": "2.12.0", "arithmetic": "2"}
+    assert shown(finished({**SUMMARY, "computed_by": [same]})) == shown(finished(SUMMARY))
+    assert shown(finished({**SUMMARY, "computed_by": [other, same]}))[2:3] == [
+        "versions  of several, torch 2.12.0 and 2.13.0: last bits may differ"
+    ]
+
+
 def test_what_a_trial_found_is_told():
     tried = [
         {"engine": "torch", "token_budget": 2048, "tokens_per_second": 7021.4},

@@ -20,6 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import JobError
+from pipeline.models.device import resolve_dtype
+
 Corpusmill = Callable[..., Any]
 Job = Callable[..., str]
 
@@ -332,4 +335,22 @@ def test_preview_and_plan_write_nothing(corpusmill: Corpusmill, job: Job, tmp_pa
     assert "text 8" in shown.out
     planned = json.loads(corpusmill("plan", "job.yaml", "--json").out)
     assert (planned["rows"], planned["files"]) == (100, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "job.yaml"]
+
+
+def test_a_look_at_a_job_in_int8_writes_nothing_either(
+    corpusmill: Corpusmill, job: Job, tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    try:
+        resolve_dtype("int8", "cpu")
+    except JobError as error:
+        pytest.skip(str(error))
+    model = {"name": "e", "task": "embed", "text": "text", "model": str(tiny("bert")), "dtype": "int8"}
+    texts: list[str | None] = [f"text {row}" + " and more" * (row % 5) for row in range(60)]
+    shown = corpusmill("preview", job(_corpus(tmp_path / "corpus", texts), annotations=[model]), "-n", "5")
+    assert shown.code == 0, shown.err
+    assert "e_embedding" in shown.out
+    planned = json.loads(corpusmill("plan", "job.yaml", "--json").out)
+    assert planned["annotations"]["e"]["dtype"] == "int8"
+    assert "annotation 'e' in int8, beside float32: 99% of 40 rows have a cosine of at least 0." in planned["notes"][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "job.yaml"]

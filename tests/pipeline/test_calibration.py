@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import choosing, stream
+from pipeline import calibration, choosing, stream
+from pipeline.annotate import annotate
 from pipeline.annotator import AnnotationSpec, Annotator
 from pipeline.calibration import (
     Calibrated,
@@ -24,6 +26,7 @@ from pipeline.calibration import (
     spread,
 )
 from pipeline.corpus.plan import Span, Unit
+from pipeline.envelope import Envelope
 from pipeline.errors import JobError, OutputError, RunError, WorkerDiedError
 from pipeline.job import AnnotateJob
 from pipeline.models.device import resolve_dtype
@@ -33,9 +36,9 @@ from pipeline.output import planfile
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.output.storage import Store
 from pipeline.planning import new_plan, pin_models
-from pipeline.progress import Silent
+from pipeline.progress import Silent, Snapshot
 from pipeline.run import Run
-from pipeline.stages import AnnotateStage, Order, read
+from pipeline.stages import AnnotateStage, Order, Work, commit, read
 from pipeline.workers import Pools, Workers
 
 Make = Callable[..., Path]
@@ -113,6 +116,20 @@ def test_of_listed_labels_those_are_compared_that_would_be_chosen(
     assert several.agreement.figure < 1
 
 
+@pytest.mark.parametrize("listed", [{"all_scores": True}, {"top_k": 2}])
+def test_of_labels_nearest_to_a_text_the_nearest_is_compared_however_many_are_listed(
+    make_encoder: Make, sentences: list[str], listed: dict[str, Any]
+) -> None:
+    labels = [f"{one} {other}" for one in ("ak", "bl", "cm", "dn") for other in ("bo", "ck", "dl", "an")]
+    plain, several = (
+        done_of(spec_of(make_encoder(), "zero_shot", labels=labels, int8_agreement=0.1, **options), table(sentences))
+        for options in ({}, listed)
+    )
+    assert several == plain
+    assert (several.agreement.of, several.agreement.rows) == ("same", 27)
+    assert several.agreement.figure < 1
+
+
 def test_of_fills_the_best_one_is_compared(make_encoder: Make, sentences: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(make_encoder("bert", "ForMaskedLM"), folder)
@@ -163,6 +180,30 @@ def test_rows_that_are_not_finite_in_float32_tell_nothing(
     done = done_of(spec_of(folder, int8_agreement=0.5), table(sentences))
     assert done.agreement.rows == sum(good[len(good) // 3 :])
     assert all(np.isfinite([*each.most_K, each.least, each.greatest]).all() for each in from_bytes(done.data).values())
+
+
+def test_rows_that_int8_alone_can_annotate_are_not_compared(
+    make_encoder: Make, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = make_encoder(), calibration._annotator
+    word = sentences[0].split()[0]
+    token = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"][word]
+
+    def without_the_word(module: Any, arguments: Any, inputs: Mapping[str, Any], found: Any) -> None:
+        found.last_hidden_state[(inputs["input_ids"] == token).any(1)] = float("nan")
+
+    def annotator(spec: AnnotationSpec, dtype: str, *given: Any) -> Annotator:
+        found = made(spec, dtype, *given)
+        if dtype == "float32":
+            found.module(spec.name).register_forward_hook(without_the_word, with_kwargs=True)
+        return found
+
+    every = done_of(spec_of(folder, int8_agreement=0.9), table(sentences))
+    monkeypatch.setattr(calibration, "_annotator", annotator)
+    done = done_of(spec_of(folder, int8_agreement=0.9), table(sentences))
+    compared = [word not in text.split() for text in sentences[len(sentences) // 3 :]]
+    assert 0 < sum(compared) < every.agreement.rows == len(compared)
+    assert done.agreement.rows == sum(compared)
 
 
 def test_rows_lie_apart() -> None:
@@ -291,3 +332,69 @@ def test_an_actor_takes_what_the_plan_pins_from_the_output_and_nothing_else(
     store.delete(path)
     with pytest.raises(OutputError, match=rf"{path} in .*, by which annotation 'a' is quantised, is gone: restore it"):
         spec.with_calibration(store)
+
+
+class OneProcess:
+    """A cluster whose one actor, readers and workers are this process."""
+
+    def workers(self, weights_bytes: Mapping[str | None, int]) -> Pools:
+        return dict.fromkeys(weights_bytes, Workers(1, 1, 0, 1, None))
+
+    def connected(self, imports: Sequence[str] = ()) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def log_folder(self) -> str | None:
+        return None
+
+
+def in_this_process(orders: Sequence[Order], work: Work) -> Iterator[dict[str, Any]]:
+    stage = AnnotateStage(work)
+    for order in orders:
+        found = stage(Envelope.of_block(read(order, work).to_block()))
+        yield commit(Envelope.of_block(found.to_block()), work)
+
+
+class Killed(BaseException):
+    """The end of a process; nobody catches it."""
+
+
+class KilledAtTheFirstReceipt(Silent):
+    """Somebody who kills."""
+
+    def advance(self, snapshot: Snapshot) -> None:
+        raise Killed
+
+
+def said_in(output: str) -> list[tuple[str, int, bytes]]:
+    """The vectors of all rows, to the bit."""
+    parts = [pq.read_table(path, partitioning=None) for path in Path(output, "data").rglob("*.parquet")]
+    rows = pa.concat_tables(parts).sort_by([("_file", "ascending"), ("_row", "ascending")])
+    vectors = [np.array(each, np.float32).tobytes() for each in rows["a_embedding"].to_pylist()]
+    return list(zip(rows["_file"].to_pylist(), rows["_row"].to_pylist(), vectors, strict=True))
+
+
+def test_a_run_in_int8_that_was_killed_goes_on_by_its_calibration_and_says_the_same_to_the_bit(
+    make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated_in: list[int] = []
+
+    def on_a_worker(compute: Callable[..., Any], work: Work, *given: Any, like: Workers) -> Any:
+        calibrated_in.append(work.epoch)
+        return compute(work, *given)
+
+    monkeypatch.setattr(stream, "on_a_worker", on_a_worker)
+    monkeypatch.setattr(stream, "stream_with_suspects", in_this_process)
+    job = run_of(tmp_path, make_encoder(), [table(sentences[:20]), table(sentences[20:]), table(["ak", "bl"])]).job
+    with pytest.raises(Killed):
+        annotate(job, OneProcess(), KilledAtTheFirstReceipt())
+    begun = planfile.load(Store.at(job.output.path)).annotations["a"]
+    assert begun.calibration is not None
+    done = annotate(job, OneProcess(), Silent())
+    assert (done.summary["units_skipped"], done.summary["units_done"], calibrated_in) == (1, 2, [1])
+    assert planfile.load(Store.at(job.output.path)).annotations["a"] == begun
+    assert len(done.summary["computed_by"]) == 1
+
+    other = job.model_copy(update={"output": job.output.model_copy(update={"path": str(tmp_path / "undisturbed")})})
+    annotate(other, OneProcess(), Silent())
+    assert planfile.load(Store.at(other.output.path)).annotations["a"] == begun
+    assert said_in(job.output.path) == said_in(other.output.path)

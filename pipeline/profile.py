@@ -29,6 +29,7 @@ MOST_SPANS = 200_000
 """That a trace holds: 40 MB. What comes later counts in the sums alone."""
 
 WAITING = "waiting"
+WAITING_FOR_GPU = "waiting for the GPU"
 FIRST_PASS = "first pass"
 
 _STAGES = {"annotate": "decode", "unit": "rest"}

@@ -6,7 +6,7 @@ Path("profile.png").write_bytes(timeline(profile, ended, title="16 units of run 
 from typing import Any
 
 from pipeline.metrics import look
-from pipeline.profile import FIRST_PASS, ROLES, WAITING, Lane, Profile
+from pipeline.profile import FIRST_PASS, ROLES, WAITING, WAITING_FOR_GPU, Lane, Profile
 
 MOST_LANES = 40
 """Processes that are drawn: the driver, actors, then readers and commit tasks."""
@@ -28,6 +28,7 @@ _COLORS = {
     "receipt": "#c14f5f",
     "commit": "#b7d9cc",
     WAITING: look.GRID,
+    WAITING_FOR_GPU: "#c9ccd1",
 }
 _FORWARD = (look.BLUE, "#5aa0d6", "#1b4468", look.LIGHT_BLUE, "#3f8fa3")
 """Of the annotations, in the order of their seconds."""

@@ -22,7 +22,7 @@ import torch
 from pipeline.batching import TokenBudget, micro_batches, padding
 from pipeline.errors import RunError
 from pipeline.models.rows import PackedRows, brought
-from pipeline.profile import timed
+from pipeline.profile import WAITING_FOR_GPU, timed
 from pipeline.quarantine import Failure, Reason
 from pipeline.text.tokens import Ids
 from pipeline.workers import Device
@@ -163,7 +163,7 @@ def _turn(device: Device) -> Iterator[None]:
     if device == "cpu":
         yield
         return
-    with timed("waiting for the GPU"):
+    with timed(WAITING_FOR_GPU):
         _gpu.acquire()
     try:
         yield

@@ -180,6 +180,9 @@ def test_an_actor_on_a_gpu_has_two_units_under_way_unless_something_must_run_alo
         replace(work, annotations=of_a_users),
     ):
         assert other.units_at_once(None) == 1
+    elsewhere = tuple(replace(spec, settings={**spec.settings, "pool": "own"}) for spec in of_a_users)
+    work = replace(work, annotations=(*work.annotations, *elsewhere), pools={**work.pools, "own": work.pools[None]})
+    assert [work.units_at_once(pool) for pool in (None, "own")] == [2, 1]
 
 
 def test_two_units_at_once_become_what_each_becomes_alone(bench: Make, make_encoder: Callable[..., Path]) -> None:

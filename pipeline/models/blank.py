@@ -3,7 +3,9 @@
     with blank(): AutoModel.from_pretrained(…)
 
 transformers makes a module on torch's `meta` device, where a weight has a shape and no numbers. Even so each layer asks
-for random ones, which on `meta` brings a computer algebra system into memory: 0.3 s and 25 MB of every actor.
+for random ones, which on `meta` brings a computer algebra system into memory. Where transformers was imported for
+reading alone (`pipeline.models.lean`), MiniLM is loaded in 0.14 s of CPU instead of 0.62, with 482 modules and 34 MB
+less; where it was imported whole, that system is there already, and nothing is saved that could be measured.
 """
 
 import contextlib

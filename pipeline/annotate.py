@@ -153,6 +153,9 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
             for receipt, told in _receipts(run, orders):
                 tally.came(receipt, run.receipts.get(receipt.unit), time.monotonic(), told)
                 run.receipts[receipt.unit] = receipt
+                for slow in set(told.get("slow") or ()).difference(run.notes):  # on one node as on another, once each
+                    run.notes.append(slow)
+                    watcher.note(slow)
                 watcher.advance(tally.snapshot(time.monotonic()))
                 _check_limit(run, tally)
     except KeyboardInterrupt:

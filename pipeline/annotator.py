@@ -4,6 +4,7 @@ AnnotationSpec(settings={"name": "topic", "task": "classify", …}, allow_code=F
 annotator.annotate(table, leave_out={17}) -> Annotations(columns={"topic_label": […], "topic_score": […], …})
 """
 
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from pipeline.batching import TokenBudget
 from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError, OutputError
 from pipeline.inputs import compile_inputs
-from pipeline.models.device import may_pack
+from pipeline.models.device import lacks, may_pack
 from pipeline.models.engines import TORCH
 from pipeline.models.ranges import digest_of
 from pipeline.models.reference import PinnedModel, on_this_node
@@ -208,6 +209,21 @@ class Annotator:
                 words = f"{type(error).__name__}: {error}"
                 raise ModelError(f"annotation '{task.config.name}': its task could not start: {words}") from error
 
+    def slow_here(self) -> list[str]:
+        """A sentence for each annotation whose number format this node's processor computes in software.
+
+        For `dtype: auto`: who names a format has chosen.
+        """
+        host = socket.gethostname()
+        return [
+            f"annotation '{spec.name}': `dtype: auto` became {pinned.dtype} on the driver's node, and on node {host} "
+            f"it is slow, whose processor has not {needed}: have nodes alike, or begin anew with `dtype: float32`"
+            for spec in self._specs
+            if (pinned := spec.pinned).dtype is not None
+            and spec.settings.get("dtype") == "auto"
+            and (needed := lacks(pinned.dtype, pinned.device)) is not None
+        ]
+
     def take_tokenizers(self) -> None:
         """Load the tokenizers alone, for `tokenise`; ModelError where one cannot be loaded."""
         from pipeline.models.loading import prepared_tokenizer
@@ -224,6 +240,11 @@ class Annotator:
         pinned = spec.pinned
         assert spec.model is not None
         assert pinned.dtype is not None, "a pinned model has a dtype"
+        if pinned.dtype == "int8" and (needed := lacks(pinned.dtype, pinned.device)) is not None:
+            raise ModelError(
+                f"annotation '{spec.name}': dtype: int8 was planned on another node, and the processor of node "
+                f"{socket.gethostname()} has not {needed}: have nodes alike, or set `dtype: auto`"
+            )
         if module is not None:
             from pipeline.models.own import load_own
 

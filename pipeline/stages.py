@@ -236,6 +236,7 @@ class AnnotateStage:
     ready: float = field(init=False, default=0.0)
     name: str = field(init=False, default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     loaded: dict[str, float] = field(init=False)
+    slow: list[str] = field(init=False, default_factory=list)  # what this node is no good for
     _untold: list[Span] = field(init=False)
     _free_hands: list[int] = field(init=False, default_factory=lambda: [1, 0])  # whoever calls takes one
 
@@ -254,6 +255,7 @@ class AnnotateStage:
                     self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
                     self.annotator.import_libraries()
                 _load(self.annotator, self.work, self.pool)
+                self.slow = self.annotator.slow_here()
                 if self.own_process:
                     hold()
             except Exception as error:  # noqa: BLE001 - the boundary of a process
@@ -302,6 +304,7 @@ class AnnotateStage:
             # The actors of the pools before have held their models for so much longer by now.
             "since_ready": {actor: since + seconds for actor, since in before.items()} | {self.name: now - self.ready},
             "loaded": envelope.told.get("loaded", {}) | {self.name: self.loaded},
+            "slow": [*envelope.told.get("slow", []), *self.slow],
         }
         return answer
 
@@ -395,7 +398,7 @@ def _commit(envelope: Envelope, work: Work) -> dict[str, Any]:
     return {"state": "done", "unit": envelope.unit, **{name: envelope.told.get(name) for name in _TOLD}}
 
 
-_TOLD = ("seconds", "since_ready", "loaded", "seconds_by_annotation", "repeated_by_annotation")
+_TOLD = ("seconds", "since_ready", "loaded", "slow", "seconds_by_annotation", "repeated_by_annotation")
 """Of a unit that is done, for the summary of this run alone."""
 
 

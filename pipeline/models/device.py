@@ -19,6 +19,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what ARM calls it
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_NEEDS = {"bfloat16": (_BF16_FLAGS,), "int8": (_INT8_FLAGS, _BF16_FLAGS)}
 _ALLOWED: dict[Device, tuple[str, ...]] = {
     "cpu": ("auto", "float32", "bfloat16", "int8"),
     "cuda": ("auto", "float32", "bfloat16", "float16"),
@@ -53,17 +54,25 @@ def resolve_dtype(dtype: str, device: Device, cpu_info: Path = CPU_INFO) -> str:
     """
     if dtype not in _ALLOWED[device]:
         raise JobError(f"dtype: {dtype} is not available on {device}; allowed there: {', '.join(_ALLOWED[device])}")
-    if dtype == "int8":
-        flags = _cpu_flags(cpu_info)
-        if not (flags & _INT8_FLAGS and flags & _BF16_FLAGS):
-            raise JobError(
-                f"dtype: int8 needs a processor with one of {', '.join(sorted(_INT8_FLAGS))} and one of "
-                f"{', '.join(sorted(_BF16_FLAGS))} ({cpu_info} tells): set `dtype: auto`"
-            )
+    if dtype == "int8" and (needed := lacks(dtype, device, cpu_info)) is not None:
+        raise JobError(f"dtype: int8 needs a processor with {needed} ({cpu_info} tells): set `dtype: auto`")
     if dtype != "auto":
         return dtype
     has_bf16 = bool(_BF16_FLAGS & _cpu_flags(cpu_info)) if device == "cpu" else _gpu_has_bf16()
     return "bfloat16" if has_bf16 else "float32"
+
+
+def lacks(dtype: str, device: Device, cpu_info: Path | None = None) -> str | None:
+    """What a number format needs that this node's processor lacks: `one of avx512_vnni, …`; None: nothing, or on a GPU.
+
+    Without it torch computes bfloat16 all the same, but slowly, and int8 with sums that saturate. A plan is made by the
+    driver's node, and others may be unlike it.
+    """
+    needed = _NEEDS.get(dtype, ()) if device == "cpu" else ()
+    flags = _cpu_flags(cpu_info or CPU_INFO) if needed else set()
+    if all(flags & each for each in needed):
+        return None
+    return " and ".join(f"one of {', '.join(sorted(each))}" for each in needed)
 
 
 def default_budget(device: Device, packs: bool = False, engine: str = TORCH) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -180,6 +181,7 @@ def test_a_task_that_cannot_start_with_its_model_is_told_with_its_annotation(min
         Annotator([spec], _table().schema).load()
 
 
+@hypothesis.settings(deadline=None)
 @given(st.lists(st.sampled_from([None, " ", "good", "please FAIL", "rather a long text, it is"]), max_size=20))
 def test_annotations_made_apart_are_those_made_together(texts: list[str | None]) -> None:
     table = _table(*texts)

@@ -373,6 +373,16 @@ def said_in(output: str) -> list[tuple[str, int, bytes]]:
     return list(zip(rows["_file"].to_pylist(), rows["_row"].to_pylist(), vectors, strict=True))
 
 
+def test_a_node_that_is_slow_is_told_once(make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Annotator, "slow_here", lambda _: ["node n is slow"])
+    monkeypatch.setattr(stream, "on_a_worker", here)
+    monkeypatch.setattr(stream, "stream_with_suspects", in_this_process)
+    job = run_of(tmp_path, make_encoder(), [table(["ak", "bl cm"]), table(["cm"])]).job
+    done = annotate(job, OneProcess(), Silent())
+    assert done.summary["units_done"] == 2
+    assert done.notes.count("node n is slow") == 1
+
+
 def test_a_run_in_int8_that_was_killed_goes_on_by_its_calibration_and_says_the_same_to_the_bit(
     make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Read, annotate, commit: a unit's way in one process, and what is left of deaths, damage and retries."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pipeline.blame import DEATHS_AT_MOST, Attempt, Phase, Stage
 from pipeline.envelope import Envelope
 from pipeline.errors import ModelError, RunError
 from pipeline.job import AnnotateJob
+from pipeline.models import device
 from pipeline.models.reference import PinnedModel
 from pipeline.output import planfile, receipts
 from pipeline.output.layout import receipt_path
@@ -183,6 +185,31 @@ def test_an_actor_on_a_gpu_has_two_units_under_way_unless_something_must_run_alo
     elsewhere = tuple(replace(spec, settings={**spec.settings, "pool": "own"}) for spec in of_a_users)
     work = replace(work, annotations=(*work.annotations, *elsewhere), pools={**work.pools, "own": work.pools[None]})
     assert [work.units_at_once(pool) for pool in (None, "own")] == [2, 1]
+
+
+def test_an_actor_on_a_node_that_is_unlike_the_drivers_says_so(
+    bench: Make, make_encoder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = bench(["ak bl"], annotation={"task": "embed", "model": {"ref": str(make_encoder())}})
+    (tmp_path / "cpuinfo").write_text("flags : avx512f avx512_vnni\n")
+    monkeypatch.setattr(device, "CPU_INFO", tmp_path / "cpuinfo")
+
+    def told(dtype: str, asked: str = "auto") -> Envelope:
+        (spec,) = unit.work.annotations
+        spec = replace(spec, settings={**spec.settings, "dtype": asked}, pinned=replace(spec.pinned, dtype=dtype))
+        return AnnotateStage(replace(unit.work, annotations=(spec,)))(read(unit.order(), unit.work))
+
+    assert told("float32").told["slow"] == told("bfloat16", "bfloat16").told["slow"] == []
+    (slow,) = told("bfloat16").told["slow"]
+    assert re.fullmatch(
+        r"annotation 'size': `dtype: auto` became bfloat16 on the driver's node, and on node \S+ it is slow, whose "
+        r"processor has not one of amx_bf16, avx512_bf16, bf16: have nodes alike, or begin anew with `dtype: float32`",
+        slow,
+    )
+    refused = told("int8")
+    assert (refused.state, refused.told["kind"]) == ("fatal", "ModelError")
+    words = r"annotation 'size': dtype: int8 was planned on another node, and the processor of node \S+ has not one of"
+    assert re.match(words, refused.told["message"])
 
 
 def test_two_units_at_once_become_what_each_becomes_alone(bench: Make, make_encoder: Callable[..., Path]) -> None:

@@ -7,6 +7,7 @@ from pipeline.errors import JobError, PlacementError
 from pipeline.models.device import (
     PACKED_TYPES,
     default_budget,
+    lacks,
     may_pack,
     require_gpus,
     resolve_dtype,
@@ -61,6 +62,21 @@ def test_int8_on_another_processor_is_refused_with_what_is_needed(tmp_path, flag
         JobError, match=r"dtype: int8 needs a processor with one of amx_int8, avx512_vnni, avx_vnni and one of amx_bf16"
     ):
         resolve_dtype("int8", "cpu", cpu_info(tmp_path, flags))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "flags", "needed"),
+    [
+        ("float32", "fpu", None),
+        ("bfloat16", "amx_bf16", None),
+        ("bfloat16", "avx512f", "one of amx_bf16, avx512_bf16, bf16"),
+        ("int8", "avx512_vnni avx512_bf16", None),
+        ("int8", "avx512_bf16", "one of amx_int8, avx512_vnni, avx_vnni and one of amx_bf16, avx512_bf16, bf16"),
+    ],
+)
+def test_what_a_format_needs_is_told_where_the_processor_lacks_it(tmp_path, dtype, flags, needed):
+    assert lacks(dtype, "cpu", cpu_info(tmp_path, flags)) == needed
+    assert lacks(dtype, "cuda", cpu_info(tmp_path, flags)) is None
 
 
 def test_int8_is_not_for_gpus():

@@ -145,8 +145,8 @@ def compute(run: Run, orders: list[Order], cluster: Cluster, watcher: Watcher) -
         startup.planned = time.monotonic()
         with cluster.connected(run.work().imports):
             startup.connected = time.monotonic()
-            choose_engines(run, orders, watcher)
             calibrate(run, orders, watcher)
+            choose_engines(run, orders, watcher)
             pin_versions(run, watcher)
             startup.chosen = time.monotonic()
             watcher.phase("annotating")

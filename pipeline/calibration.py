@@ -8,8 +8,9 @@ the run before anything is written. Rows that float32 cannot annotate tell nothi
 calibration, and nothing that would need one.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,9 @@ from pipeline.agreement import Agreement, agreement
 from pipeline.annotator import Annotations, AnnotationSpec, Annotator, columns_of
 from pipeline.corpus.plan import Unit
 from pipeline.corpus.reader import UnitReader
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ModelError
 from pipeline.inputs import compile_inputs
+from pipeline.models.engines import AUTO, OPENVINO, TORCH
 from pipeline.models.ranges import digest_of, to_bytes
 from pipeline.output.layout import calibration_path
 from pipeline.quantize import is_packed
@@ -50,6 +52,7 @@ class Calibrated:
 
     data: bytes  # see `pipeline.models.ranges`
     agreement: Agreement
+    engine: str  # auto: either may compute it, and the agreement is the lesser one
 
     @property
     def digest(self) -> str:
@@ -68,7 +71,7 @@ def calibrate(spec: AnnotationSpec, rows: pa.Table, *, guarded: bool = True) -> 
     if not rows.num_rows:
         return None
     looked_at, compared = rows.slice(0, rows.num_rows // 3), rows.slice(rows.num_rows // 3)
-    exact = _annotator(spec, "float32", None, rows.schema)
+    exact = _annotator(_by(TORCH, spec), "float32", None, rows.schema)  # whose layers can be looked at
     with watched(exact.module(spec.name)) as ranges:
         seen = _annotate(exact, looked_at)
         if not ranges or not _annotated(spec, seen).any():
@@ -81,18 +84,47 @@ def calibrate(spec: AnnotationSpec, rows: pa.Table, *, guarded: bool = True) -> 
     if not kept_R.true_count or not any(chunk.tokens for chunk in wanted):
         return None
     data = to_bytes(ranges)
-    found = _annotate(_annotator(spec, "int8", data, rows.schema), compared)
     own = [name for name in wanted[0].columns if name not in _told_of(spec.name)]
-    agrees = agreement(*({name: _joined(chunks, name).filter(kept_R) for name in own} for chunks in (wanted, found)))
-    if agrees is None:
+
+    def agrees_by(engine: str) -> Agreement | None:
+        found = _annotate(_annotator(_by(engine, spec), "int8", data, rows.schema), compared)
+        both = ({name: _joined(chunks, name).filter(kept_R) for name in own} for chunks in (wanted, found))
+        return agreement(*both)
+
+    agrees = {engine: each for engine in _engines(spec, guarded) if (each := _or_torch(agrees_by, engine, spec))}
+    if not agrees:
         return None
+    good = _good_enough(spec, agrees) if guarded else agrees
+    return Calibrated(data, min(good.values(), key=attrgetter("figure")), AUTO if len(good) > 1 else next(iter(good)))
+
+
+def _good_enough(spec: AnnotationSpec, agrees: Mapping[str, Agreement]) -> dict[str, Agreement]:
+    """Those engines that agree with float32 as much as the job asks for; raises JobError where none does."""
     level: float = spec.task().config.int8_agreement
-    if guarded and agrees.figure < level:
+    good = {engine: each for engine, each in agrees.items() if each.figure >= level}
+    if not good:
+        nearest = max(agrees.values(), key=attrgetter("figure"))
         raise JobError(
-            f"annotation '{spec.name}': dtype: int8 loses too much with this model on this corpus: {agrees}, beside "
+            f"annotation '{spec.name}': dtype: int8 loses too much with this model on this corpus: {nearest}, beside "
             f"float32, and int8_agreement asks for {level:g}; set `dtype: bfloat16`, or a lower `int8_agreement`"
         )
-    return Calibrated(data, agrees)
+    return good
+
+
+def _engines(spec: AnnotationSpec, guarded: bool) -> tuple[str, ...]:
+    """Which may compute the run: both where a trial is still to come. A look takes torch then."""
+    engine = spec.pinned.engine or TORCH
+    return (engine,) if engine != AUTO else (TORCH, OPENVINO) if guarded else (TORCH,)
+
+
+def _or_torch(agrees_by: Callable[[str], Agreement | None], engine: str, spec: AnnotationSpec) -> Agreement | None:
+    """None too where OpenVINO cannot compute what torch may as well."""
+    try:
+        return agrees_by(engine)
+    except ModelError:
+        if engine == OPENVINO and spec.pinned.engine == AUTO:
+            return None
+        raise
 
 
 def _annotated(spec: AnnotationSpec, chunks: Sequence[Annotations]) -> npt.NDArray[np.bool_]:
@@ -104,6 +136,10 @@ def _annotated(spec: AnnotationSpec, chunks: Sequence[Annotations]) -> npt.NDArr
 def _told_of(name: str) -> set[str]:
     """Columns that tell of the text, or of a fault."""
     return {f"{name}_tokens", f"{name}_truncated", f"{name}_error"}
+
+
+def _by(engine: str, spec: AnnotationSpec) -> AnnotationSpec:
+    return replace(spec, pinned=replace(spec.pinned, engine=engine))
 
 
 def _annotator(spec: AnnotationSpec, dtype: str, data: bytes | None, schema: pa.Schema) -> Annotator:
@@ -204,10 +240,13 @@ def spread(tables: Sequence[pa.Table], rows: int) -> pa.Table:
     return whole.take(pa.array([place for first in range(3) for place in places[first::3]], pa.int64()))
 
 
-def calibrate_units(work: "Work", units: Sequence[Unit], name: str, attempt: int = 0) -> tuple[str, Agreement] | None:
+def calibrate_units(
+    work: "Work", units: Sequence[Unit], name: str, attempt: int = 0
+) -> tuple[str, Agreement, str] | None:
     """Calibrate an annotation by rows of these units, and keep it in the output: the calibration's sha256.
 
-    None where it could annotate no row. Another attempt takes other rows. Raises what `calibrate` raises.
+    With it how far it agrees, and the engine that computes it, or `auto` where either may. None where it could annotate
+    no row. Another attempt takes other rows. Raises what `calibrate` raises.
     """
     (spec,) = [each for each in work.annotations if each.name == name]
     done = calibrate(spec, good_rows(units, work, spec, attempt))
@@ -216,4 +255,4 @@ def calibrate_units(work: "Work", units: Sequence[Unit], name: str, attempt: int
     path = calibration_path(done.digest)
     if not work.store.exists(path):
         work.store.write(path, done.data)
-    return done.digest, done.agreement
+    return done.digest, done.agreement, done.engine

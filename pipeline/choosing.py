@@ -1,7 +1,7 @@
 """What a plan leaves open until the first unit: which engine computes, what int8 is quantised by, in which versions.
 
-    choose_engines(run, orders, watcher)    # `engine: auto`, where a trial repays itself
     calibrate(run, orders, watcher)         # `dtype: int8`
+    choose_engines(run, orders, watcher)    # `engine: auto`, where a trial repays itself; of int8, quantised ones
     pin_versions(run, watcher)
 
 Ray runs already; what is pinned decides for all units, of this execution and of those that go on with it.
@@ -64,8 +64,9 @@ def calibrate(run: Run, orders: Sequence[Order], watcher: Watcher) -> None:
             pin = replace(pin, dtype="bfloat16")
             told = ": there is no row to calibrate it by, of all that were read, so bfloat16 computes it"
         else:
-            pin = replace(pin, calibration=found[0], agreement=found[1].figure)
-            told = f", beside float32: {found[1]}"
+            digest, agrees, engine = found
+            pin = replace(pin, calibration=digest, agreement=agrees.figure, engine=engine)
+            told = f", beside float32: {agrees}"
         run.plan = replace(run.plan, annotations={**run.plan.annotations, each.name: pin})
         planfile.save(run.store, run.plan)
         run.notes.append(f"annotation '{each.name}' in int8{told}")
@@ -91,7 +92,7 @@ def pin_versions(run: Run, watcher: Watcher) -> None:
         watcher.note(run.notes[-1])
 
 
-def _calibration(run: Run, units: list[Unit], name: str, pool: str | None) -> tuple[str, Agreement] | None:
+def _calibration(run: Run, units: list[Unit], name: str, pool: str | None) -> tuple[str, Agreement, str] | None:
     """As `calibrate_units`, by other rows where those killed the process."""
     from pipeline.stream import on_a_worker
 

@@ -175,7 +175,7 @@ def _pinned(task: Task, workers: Workers) -> PinnedAnnotation:
         dtype=dtype,
         device=workers.device,
         threads=workers.threads,
-        token_budget=default_budget(workers.device, may_pack(task.needs, model.config), engine),
+        token_budget=default_budget(workers.device, may_pack(task.needs, model.config), engine, workers.threads),
     )
 
 

@@ -132,7 +132,7 @@ def try_out(work: "Work", units: Sequence["Unit"], names: Sequence[str]) -> tupl
     The first is torch with the budget of the plan. Empty where the units have no texts for any of them. A way that
     fails, or runs out of memory, has no speed.
     """
-    specs = [spec for spec in work.annotations if spec.name in names]
+    specs = [spec.with_calibration(work.store) for spec in work.annotations if spec.name in names]
     for unit in units[:_UNITS]:
         fragments = {span.fragment: work.fragments[span.fragment] for span in unit.spans}
         found = UnitReader(work.read).read(unit, fragments)
@@ -172,7 +172,8 @@ class _Trial:
         assert task.needs is not None
         assert pinned.dtype is not None
         try:
-            loaded = load(self._spec.model, task.needs, pinned.dtype, pinned.device, pinned.threads, budgets[0], engine)
+            how = (pinned.dtype, pinned.device, pinned.threads, budgets[0], engine)
+            loaded = load(self._spec.model, task.needs, *how, calibration=self._spec.calibration)
         except Exception:  # noqa: BLE001 - whatever an engine has against a model, the other is there
             return [Tried(engine, budget, None) for budget in budgets]
         rounds = [[self._speed(replace(loaded, token_budget=budget)) for budget in budgets] for _ in range(ROUNDS)]

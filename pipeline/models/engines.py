@@ -26,7 +26,7 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 }
 """What tasks take from a model that reads, by the transformers class which it is loaded as."""
 
-_DTYPES = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def why_not_openvino(task: "Task", device: Device, dtype: str) -> str | None:
@@ -46,7 +46,7 @@ def why_not_openvino(task: "Task", device: Device, dtype: str) -> str | None:
     if device != "cpu":
         return f"it computes on CPUs, and the actors would compute on {device}: {otherwise}, or gpus_per_actor to 0"
     if dtype not in _DTYPES:
-        return f"it computes in {' and '.join(_DTYPES)}, and dtype is {dtype}: {otherwise}"
+        return f"it computes in {', '.join(_DTYPES)}, and dtype is {dtype}: {otherwise}"
     if find_spec("openvino") is None:
         return f"it is not installed: pip install 'corpusmill[openvino]', or {otherwise}"
     return None

@@ -96,7 +96,7 @@ def load(
     settle(device, threads)
     pinned = on_this_node(pinned)
     if engine == OPENVINO:
-        return _load_openvino(pinned, auto_class, dtype, threads, token_budget)
+        return _load_openvino(pinned, auto_class, dtype, threads, token_budget, calibration)
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
     read_first_token(module)
@@ -142,7 +142,9 @@ def _quantize(module: Any, pinned: PinnedModel, auto_class: str, calibration: by
         raise ModelError(f"model {pinned.ref!r}: {fault}: set `dtype: bfloat16`") from fault
 
 
-def _load_openvino(pinned: PinnedModel, auto_class: str, dtype: str, threads: int, token_budget: int) -> LoadedModel:
+def _load_openvino(
+    pinned: PinnedModel, auto_class: str, dtype: str, threads: int, token_budget: int, calibration: bytes | None
+) -> LoadedModel:
     from pipeline.models.open_vino import converted
 
     def module() -> Any:
@@ -154,11 +156,15 @@ def _load_openvino(pinned: PinnedModel, auto_class: str, dtype: str, threads: in
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
         with quietly():
-            made = converted(module, auto_class, dtype, threads)
+            ranges = None if calibration is None else from_bytes(calibration)
+            made = converted(module, auto_class, dtype, threads, ranges)
     except ModelError as fault:
         told = str(fault) if repr(pinned.ref) in str(fault) else f"model {pinned.ref!r}: {fault}"
         raise ModelError(told) from fault.__cause__
-    return LoadedModel(pinned, made, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO)
+    digest = None if calibration is None else digest_of(calibration)
+    return LoadedModel(
+        pinned, made, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO, calibration=digest
+    )
 
 
 def pack(module: Any) -> bool:

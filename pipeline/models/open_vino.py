@@ -6,6 +6,8 @@
 The graph takes micro-batches of any shape; weights and arithmetic have the number format that the plan pinned. Before
 the torch module is let go, both compute the same texts: a graph that says something else is refused.
 
+In int8 the linear layers of the graph are quantised before it is compiled (`graph_int8`).
+
 Nobody is told of it: see `pipeline.models.telemetry`.
 """
 
@@ -20,12 +22,17 @@ from torch import nn
 
 from pipeline.errors import ModelError, RunError
 from pipeline.models.engines import OUTPUTS
+from pipeline.models.graph_int8 import quantize_graph
+from pipeline.models.ranges import Ranges
 from pipeline.models.telemetry import without_telemetry
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-_MOST_OFF = {"float32": 1e-3, "bfloat16": 0.1}
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
+"""Of int8, what all but the linear layers compute in."""
+
+_MOST_OFF = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
 """Of the length of what torch says in float32: how far off the graph may be. Bfloat16 has three digits, and layers add
-up; a graph that took something of the example for a constant is off by the whole length."""
+up; a graph that took something of the example for a constant is off by the whole length. What int8 loses is judged by
+rows of the corpus, by which it was calibrated (`pipeline.calibration`); the words here are any."""
 
 _EXAMPLE = (2, 8)  # B, L
 _TRIED = (3, 19)
@@ -100,25 +107,31 @@ class _Plain(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
-def converted(load: Callable[[], nn.Module], auto_class: str, dtype: str, threads: int) -> OpenVinoModule:
+def converted(
+    load: Callable[[], nn.Module], auto_class: str, dtype: str, threads: int, ranges: Ranges | None = None
+) -> OpenVinoModule:
     """The module of a transformers class as a graph in that number format, on so many threads.
 
     `load` gives the module in float32; it is asked again where a graph failed, so that no weights are kept twice.
-    Raises ModelError where it cannot be converted, or the graph says otherwise than the module.
+    `ranges`: what linear layers are quantised by, where the dtype is int8. Raises ModelError where it cannot be
+    converted or quantised, or the graph says otherwise than the module.
     """
+    assert (ranges is not None) == (dtype == "int8"), "a model in int8 was calibrated before"
     module = load()
-    made = _checked(module, auto_class, dtype, threads)
-    made._compile = lambda: _compiled(_graph_of(load(), auto_class), dtype, threads)
+    made = _checked(module, auto_class, dtype, threads, ranges)
+    made._compile = lambda: _compiled(_graph_of(load(), auto_class, ranges), dtype, threads)
     return made
 
 
-def _checked(module: nn.Module, auto_class: str, dtype: str, threads: int) -> OpenVinoModule:
+def _checked(module: nn.Module, auto_class: str, dtype: str, threads: int, ranges: Ranges | None) -> OpenVinoModule:
     advice = "set `engine: torch`"
     try:
-        graph = _graph_of(module, auto_class)
+        graph = _graph_of(module, auto_class, ranges)
         config = getattr(module, "config", None)
         made = OpenVinoModule(lambda: _compiled(graph, dtype, threads), OUTPUTS[auto_class], config)
         off = _off(made, _Plain(module, OUTPUTS[auto_class]).eval(), _texts(module, *_TRIED))
+    except ModelError as fault:
+        raise ModelError(f"{fault}; {advice}, or `dtype: bfloat16`") from fault
     except Exception as fault:
         gist = (str(fault).strip().splitlines() or ["no message"])[0]
         raise ModelError(
@@ -132,9 +145,12 @@ def _checked(module: nn.Module, auto_class: str, dtype: str, threads: int) -> Op
     return made
 
 
-def _graph_of(module: nn.Module, auto_class: str) -> Any:
+def _graph_of(module: nn.Module, auto_class: str, ranges: Ranges | None) -> Any:
     with torch.inference_mode():
-        return _graph(_Plain(module, OUTPUTS[auto_class]).eval(), _texts(module, *_EXAMPLE))
+        graph = _graph(_Plain(module, OUTPUTS[auto_class]).eval(), _texts(module, *_EXAMPLE))
+    if ranges is not None:
+        quantize_graph(graph, module, ranges)
+    return graph
 
 
 def _texts(module: Any, texts: int, tokens: int) -> dict[str, torch.Tensor]:

@@ -27,8 +27,9 @@ from pipeline.calibration import (
 )
 from pipeline.corpus.plan import Span, Unit
 from pipeline.envelope import Envelope
-from pipeline.errors import JobError, OutputError, RunError, WorkerDiedError
+from pipeline.errors import JobError, ModelError, OutputError, RunError, WorkerDiedError
 from pipeline.job import AnnotateJob
+from pipeline.models import open_vino
 from pipeline.models.device import resolve_dtype
 from pipeline.models.ranges import from_bytes
 from pipeline.models.reference import ModelSettings, pin
@@ -307,6 +308,60 @@ def test_a_look_at_a_job_refuses_nothing_for_want_of_agreement(make_encoder: Mak
     assert len(notes) == 1
 
 
+@pytest.fixture
+def has_openvino() -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
+
+
+@pytest.mark.usefixtures("has_openvino")
+def test_openvino_is_judged_by_what_it_computes_itself(make_encoder: Make, sentences: list[str]) -> None:
+    in_torch = spec_of(make_encoder(), int8_agreement=0.9)
+    in_openvino, in_either = (
+        replace(in_torch, pinned=replace(in_torch.pinned, engine=engine)) for engine in ("openvino", "auto")
+    )
+    by_torch, by_openvino, by_either = (done_of(spec, table(sentences)) for spec in (in_torch, in_openvino, in_either))
+    assert by_torch.data == by_openvino.data == by_either.data
+    assert [done.engine for done in (by_torch, by_openvino, by_either)] == ["torch", "openvino", "auto"]
+    figures = [done.agreement.figure for done in (by_torch, by_openvino)]
+    assert min(figures) > 0.9
+    assert figures[0] != figures[1]
+    assert by_either.agreement.figure == min(figures), "a trial may take either"
+
+
+@pytest.mark.usefixtures("has_openvino")
+def test_an_engine_that_loses_too_much_is_left_to_no_trial(
+    make_encoder: Make, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(make_encoder(), int8_agreement=0.9)
+    spec = replace(spec, pinned=replace(spec.pinned, engine="auto"))
+    annotator = calibration._annotator
+
+    def vague(spec: AnnotationSpec, dtype: str, *rest: Any) -> Annotator:
+        openvino_in_int8 = (spec.pinned.engine, dtype) == ("openvino", "int8")
+        return annotator(
+            replace(spec, settings={**spec.settings, "prefix": "ak bl "}) if openvino_in_int8 else spec, dtype, *rest
+        )
+
+    monkeypatch.setattr(calibration, "_annotator", vague)
+    done = done_of(replace(spec, settings={**spec.settings, "int8_agreement": 0.97}), table(sentences))
+    assert done.engine == "torch"
+    assert done.agreement.figure >= 0.97
+
+
+@pytest.mark.usefixtures("has_openvino")
+def test_where_openvino_cannot_compute_it_torch_does(
+    make_encoder: Make, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise RuntimeError("no rule for aten::odd")
+
+    spec = spec_of(make_encoder(), int8_agreement=0.9)
+    monkeypatch.setattr(open_vino, "_graph", refuse)
+    assert done_of(replace(spec, pinned=replace(spec.pinned, engine="auto")), table(sentences)).engine == "torch"
+    with pytest.raises(ModelError, match="no rule for aten::odd"):
+        calibrate(replace(spec, pinned=replace(spec.pinned, engine="openvino")), table(sentences))
+
+
 def test_an_actor_takes_what_the_plan_pins_from_the_output_and_nothing_else(
     make_encoder: Make, sentences: list[str], tmp_path: Path
 ) -> None:
@@ -314,7 +369,8 @@ def test_an_actor_takes_what_the_plan_pins_from_the_output_and_nothing_else(
     plan, store = run.plan, run.store
     done = calibrate_units(run.work(), plan.units, "a")
     assert done is not None
-    digest, agreement = done
+    digest, agreement, engine = done
+    assert engine == plan.annotations["a"].engine == "torch"
     pins = {"a": replace(plan.annotations["a"], calibration=digest, agreement=agreement.figure)}
     run.plan = replace(plan, annotations=pins)
     found = AnnotateStage(run.work())(read(Order(plan.units[0]), run.work()))

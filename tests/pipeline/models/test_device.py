@@ -97,7 +97,8 @@ def test_gpus_that_torch_does_not_see_are_refused():
 def test_every_device_has_a_budget():
     assert default_budget("cpu") < default_budget("cuda")
     assert default_budget("cpu") < training_budget("cpu") < training_budget("cuda")
-    assert default_budget("cpu") < default_budget("cpu", engine="openvino")
+    alone, several = (default_budget("cpu", engine="openvino", threads=threads) for threads in (1, 64))
+    assert alone < several == default_budget("cpu")
 
 
 def test_the_driver_resolves_for_a_cpu_without_torch():

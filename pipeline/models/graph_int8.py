@@ -1,0 +1,95 @@
+"""Linear layers of an OpenVINO graph in eight-bit integers, by the same ranges and scales as torch's (`int8`).
+
+    quantize_graph(graph, bert, ranges) -> 36       # in place, before it is compiled; how many products there are
+
+What a layer reads is divided by factors of its own and said to be one of 256 steps (`FakeQuantize`); weights are bytes
+and a scale of each output. OpenVINO makes products of bytes of it, with what stands beside them in bfloat16.
+
+One thread of AVX512_VNNI, MiniLM, Debian descriptions: 1.5 times as many tokens a second as its bfloat16, and 1.1 times
+torch's int8; one scale for all inputs of a layer gains nothing and has an eighth of the rows below a cosine of 0.99.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.models.int8 import MIGRATED
+from pipeline.models.linears import body_of
+from pipeline.models.ranges import LARGEST, Range, Ranges, affine, migration, quantized_weights, symmetric
+
+_STEPS = 256
+
+
+def quantize_graph(graph: Any, model: nn.Module, ranges: Ranges) -> int:
+    """Quantise the linear layers of a graph that `ranges` know, in place; how many they are.
+
+    `graph` is an `openvino.Model` that the frontend made of `model`, a transformers model that stands in a module of
+    its own as `module`. Raises ModelError: no such layer; ranges that are of another model.
+    """
+    layers = _layers(graph, model)
+    by_input: dict[tuple[str, int], list[str]] = {}  # a query, a key and a value are rounded once
+    for path, product in layers.items():
+        source = product.input_value(0)
+        if path in ranges:
+            by_input.setdefault((source.get_node().get_friendly_name(), source.get_index()), []).append(path)
+    for paths in by_input.values():
+        try:
+            _quantize([layers[path] for path in paths], ranges[paths[0]])
+        except ValueError as fault:
+            told = f"what was calibrated is of another model than {type(model).__name__}: {fault}"
+            raise ModelError(told) from fault
+    if not by_input:
+        raise ModelError(f"{type(model).__name__} has no linear layer that dtype: int8 could quantise in OpenVINO")
+    graph.validate_nodes_and_infer_types()
+    return sum(map(len, by_input.values()))
+
+
+def _layers(graph: Any, model: nn.Module) -> dict[str, Any]:
+    """The products of the body's linear layers, by the layers' names in it; the frontend names nodes by modules."""
+    body = body_of(model)
+    if body is None:
+        raise ModelError(f"{type(model).__name__} is no model of transformers, whose layers dtype: int8 quantises")
+    names = {part: name for name, part in body.named_modules() if type(part) is nn.Linear}
+    paths = {f"__module.module.{name}": names[part] for name, part in model.named_modules() if part in names}
+    found = {}
+    for node in graph.get_ordered_ops():
+        path = paths.get(node.get_friendly_name().split("/")[0])
+        if path is not None and node.get_type_name() == "MatMul" and _has_weights(node):
+            found[path] = node
+    return found
+
+
+def _has_weights(product: Any) -> bool:
+    is_constant = product.input_value(1).get_node().get_type_name() == "Constant"
+    return is_constant and bool(product.get_attributes()["transpose_b"])
+
+
+def _quantize(products: Sequence[Any], range_: Range) -> None:
+    """Products of one input."""
+    from openvino import opset13
+
+    def constant(values: Any) -> Any:
+        return opset13.constant(np.asarray(values, np.float32))
+
+    several = [np.asarray(product.input_value(1).get_node().get_data(), np.float32) for product in products]
+    source = products[0].input_value(0)
+    if source.get_node().get_type_name() == "Gelu":  # it has hardly anything below 0, and rounds as it computes
+        scale, zero = affine(range_.least, range_.greatest)
+        least, greatest = -zero * scale, (_STEPS - 1 - zero) * scale
+        factors_K = np.ones(len(range_.most_K), np.float32)
+        values = source
+    else:
+        factors_K = migration(range_.most_K, np.concatenate(several), MIGRATED)
+        scale = symmetric(float((range_.most_K / factors_K).max()))
+        least, greatest = -(LARGEST + 1) * scale, LARGEST * scale
+        values = opset13.multiply(source, constant(1 / factors_K)).output(0)
+    bounds = [constant([bound]) for bound in (least, greatest, least, greatest)]
+    rounded = opset13.fake_quantize(values, *bounds, _STEPS)
+    for product, weights_NK in zip(products, several, strict=True):
+        integers_NK, scales_N = quantized_weights(weights_NK * factors_K)
+        integers = opset13.convert(opset13.constant(integers_NK), np.float32)
+        product.input(0).replace_source_output(rounded.output(0))
+        product.input(1).replace_source_output(opset13.multiply(integers, constant(scales_N[:, None])).output(0))

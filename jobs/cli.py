@@ -241,6 +241,14 @@ def bench(
         list[str] | None,
         typer.Option("--peer", metavar="NAME", help="Only this peer; may be given often.", show_default=False),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,…",
+            help="corpusmill once more, as in `engine=openvino,dtype=int8`; may be given often.",
+            show_default=False,
+        ),
+    ] = None,
     to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="For bench.json and bench.png.")] = "out/bench",
     override: Override = None,
     as_json: Json = False,
@@ -251,7 +259,16 @@ def bench(
 
         from jobs.bench.run import bench as measure
 
-        found = measure(job, override or [], rows=rows, rounds=rounds, peers=peer, output=Path(to), watcher=watcher)
+        found = measure(
+            job,
+            override or [],
+            rows=rows,
+            rounds=rounds,
+            peers=peer,
+            also=also or [],
+            output=Path(to),
+            watcher=watcher,
+        )
     if as_json:
         _say_json(found)
     else:

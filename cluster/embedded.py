@@ -11,6 +11,7 @@ a Ray of another version lacks is left as it is.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -21,11 +22,37 @@ from cluster.sleeping_agent import DASHBOARD_PORTS, RUNTIME_ENV_PORT
 
 _WATCHERS = ("start_api_server", "start_monitor", "start_log_monitor")
 
+_OF_ANY_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1"}
+_OF_OUR_OWN = {
+    "RAY_AUTH_MODE": "disabled",  # else it writes a token under the home folder
+    # Ray's workers would give way to everything else (nice 15), to our own driver too: they are as nice as the user
+    # started this program.
+    "RAY_worker_niceness": "0",
+    # One heap for all threads of a process: what the thread that loaded a model has freed, the one that computes may
+    # take. With one each, an encoder was 3% slower, and its actor larger.
+    "MALLOC_ARENA_MAX": "1",
+}
+
 _COMMAND = "_build_python_executable_command_memory_profileable"
 """Of Ray's: how Python is called for a part of it; the part's own file and arguments follow."""
 
 _AGENTS = ("dashboard_agent", "runtime_env_agent")
 _PORTS = {*DASHBOARD_PORTS, RUNTIME_ENV_PORT}
+
+
+def settle(embedded: bool = True) -> None:
+    """What Ray reads from the environment, and what an embedded one's processes read; what the user has set stays."""
+    for name, value in (_OF_ANY_RAY | (_OF_OUR_OWN if embedded else {})).items():
+        os.environ.setdefault(name, value)
+
+
+def gpus() -> int:
+    """NVIDIA GPUs that the driver shows to this process, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 @contextlib.contextmanager

@@ -152,6 +152,28 @@ def _lives(pid: int) -> bool:
         return False
 
 
+def test_a_server_that_was_begun_ahead_is_for_the_first_who_wants_one(worker: Path) -> None:
+    with Forks.ahead(["colorsys"]):
+        with Forks.started(["wave"]) as forks, Forks.started([]) as another:
+            assert forks is not None
+            assert another is not None
+            assert forks._path != another._path
+            assert json.loads(_begun(worker, forks))["imported"] == ["colorsys", "wave"]
+        assert forks._server.returncode is not None  # it ends with who took it
+    assert not forks._path.parent.exists()
+    with Forks.started([]) as later:
+        assert later is not forks
+
+
+def test_a_server_that_nobody_wants_ends_with_its_block() -> None:
+    with Forks.ahead([]):
+        forks = Forks._waiting
+        assert forks is not None
+    assert Forks._waiting is None
+    assert forks._server.returncode is not None
+    assert not forks._path.parent.exists()
+
+
 def test_ray_is_told_who_forks_and_afterwards_is_as_it_was(forks: Forks) -> None:
     import ray._private.parameter as parameter
 

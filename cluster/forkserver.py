@@ -53,7 +53,8 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(dying)
     with listening:
-        told, may_fork = b"", True
+        told = b""
+        may_fork: bool | None = None  # not known since something was imported
         while True:
             ready = select.select([0, died, listening.fileno()], [], [])[0]
             if died in ready:
@@ -65,9 +66,11 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
                 *lines, told = (told + more).split(b"\n")
                 for line in lines:
                     _prepare(json.loads(line))
-                    may_fork = not _draw_alike()
+                    may_fork = None
             elif listening.fileno() in ready:
                 with listening.accept()[0] as connection:
+                    if may_fork is None:
+                        may_fork = not _draw_alike()
                     if may_fork and (request := _fork(connection)) is not None:
                         os.close(died)
                         os.close(dying)

@@ -92,6 +92,14 @@ def test_without_a_server_it_starts_as_ray_starts_it(worker: Path, forks: Forks)
     assert _begun(worker, forks).startswith("set up")
 
 
+def test_no_worker_starts_for_a_raylet_that_was_killed(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as raylet:
+        monkeypatch.setenv("RAY_RAYLET_PID", str(raylet.pid))
+        assert _begun(worker, None).startswith("set up")
+        raylet.kill()
+    assert _begun(worker, None) == ""
+
+
 def test_a_process_with_threads_is_not_forked(worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cluster.embedded import no_watchers, nobody_counts
+from cluster.embedded import gpus, no_watchers, nobody_counts, settle, sleeping_agents
 from cluster.forks import Forks
 from cluster.placement import (
     ClusterSettings,
@@ -61,10 +61,10 @@ class RayCluster:
 
         Nothing happens where another Ray is named or runs, or where a GPU is: what looked for one cannot be forked.
         """
-        if not self._is_embedded() or _gpus():
+        if not self._is_embedded() or gpus():
             yield
             return
-        self._settle()
+        settle()
         with Forks.started(imports) as forks:
             self._forks = forks
             try:
@@ -133,22 +133,9 @@ class RayCluster:
         """Where Ray's own logs lie; None before it ran."""
         return self._logs
 
-    def _settle(self) -> None:
-        """What Ray reads from the environment, of its processes too."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-        if self._settings.address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token under the home folder
-            # Ray's workers would give way to everything else (nice 15), to our own driver too: they are as nice as the
-            # user started this program.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            # One heap for all threads of a process: what the thread that loaded a model has freed, the one that
-            # computes may take. With one each, an encoder was 3% slower, and its actor larger.
-            os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-
     @contextlib.contextmanager
     def _ray(self) -> Iterator[ModuleType]:
-        self._settle()
+        settle(embedded=self._settings.address == "local")
         import ray  # half a second, and a finished run needs none of it
 
         if ray.is_initialized():
@@ -195,7 +182,7 @@ class RayCluster:
                     self._forks,
                     num_cpus=int(cpus + beside),
                     # All that were counted: shares of 0.6 need a GPU each, though two make but 1.2.
-                    num_gpus=_gpus() if on_gpus else 0,
+                    num_gpus=gpus() if on_gpus else 0,
                     object_store_memory=settings.object_store_memory,
                     # Ray would offer less than was asked for, and wait without end for a place for the last actor.
                     _memory=sum(memory) or None,
@@ -216,7 +203,7 @@ class RayCluster:
 
 
 def _init_embedded(ray: ModuleType, forks: Forks | None, **options: Any) -> None:
-    with no_watchers(), contextlib.nullcontext() if forks is None else forks.of_ray():
+    with no_watchers(), sleeping_agents(), contextlib.nullcontext() if forks is None else forks.of_ray():
         ray.init(address="local", **options)
 
 
@@ -266,17 +253,8 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _gpus() -> int:
-    """NVIDIA GPUs that the driver shows to this process, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([each for each in visible.split(",") if each.strip() not in ("", "-1")])
-    folder = Path("/proc/driver/nvidia/gpus")
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
-
-
 def _this_machine() -> Node:
-    return Node(usable_cpus(), _gpus(), machine_memory_bytes())
+    return Node(usable_cpus(), gpus(), machine_memory_bytes())
 
 
 def _node(resources: dict[str, float]) -> Node:

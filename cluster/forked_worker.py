@@ -23,9 +23,9 @@ ANSWER_SECONDS = 30.0
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Have the worker forked, or become it."""
+    """Have the worker forked, or become it; neither where the raylet that wants it was killed meanwhile."""
     path = os.environ.pop(SOCKET, "")
-    if not (path and is_plain(arguments) and _forked(path, arguments)):
+    if not (path and is_plain(arguments) and _forked(path, arguments)) and _raylet_lives():
         setup = os.path.join(os.path.dirname(arguments[0]), "setup_worker.py")  # noqa: PTH118, PTH120 - pathlib is slow
         os.execv(sys.executable, [sys.executable, setup, *arguments])
 
@@ -39,6 +39,15 @@ def is_plain(arguments: Sequence[str]) -> bool:
         and "--serialized-runtime-env-context" not in named
         and "--worker-type" not in named
     )
+
+
+def _raylet_lives() -> bool:
+    """Whether who started this process is there to be worked for: a worker would look for it for a minute."""
+    try:
+        os.kill(int(os.environ.get("RAY_RAYLET_PID", "0")), 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _forked(path: str, arguments: Sequence[str]) -> bool:

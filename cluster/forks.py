@@ -3,6 +3,8 @@
     with Forks.started(["pipeline.stream", "torch"]) as forks:
         forks.will_import(["pipeline.models.lean:import_lean"])
         with forks.of_ray(): ray.init(…)                     # its workers are forked
+    with Forks.ahead(["torch"]):                             # the same server, begun before anybody knows of it
+        with Forks.started(["pipeline.stream"]) as forks: …
 
 A process that has looked for GPUs cannot be forked, so this is for machines without. What a Ray of another version
 lacks is left as it is, and its workers start as ever.
@@ -20,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cluster.forked_worker import SOCKET
 
@@ -40,6 +42,8 @@ _STARTER = "forked_worker.py"
 class Forks:
     """A fork server that runs."""
 
+    _waiting: "ClassVar[Forks | None]" = None  # begun ahead, and wanted by nobody yet
+
     def __init__(self, server: "subprocess.Popen[bytes]", path: Path) -> None:
         """`path`: its socket."""
         self._server = server
@@ -47,8 +51,33 @@ class Forks:
 
     @classmethod
     @contextlib.contextmanager
+    def ahead(cls, imports: Sequence[str]) -> Iterator[None]:
+        """A server that begins to import at once is there inside the block, for the first who wants one started."""
+        with cls._begun(imports) as forks:
+            cls._waiting = forks
+            try:
+                yield
+            finally:
+                cls._waiting = None
+
+    @classmethod
+    @contextlib.contextmanager
     def started(cls, imports: Sequence[str]) -> "Iterator[Forks | None]":
         """A server inside the block, which begins to import at once; None where none can be started."""
+        forks, cls._waiting = cls._waiting, None
+        if forks is None:
+            with cls._begun(imports) as forks:
+                yield forks
+        else:
+            forks.will_import(imports)
+            try:
+                yield forks
+            finally:
+                forks._end()
+
+    @classmethod
+    @contextlib.contextmanager
+    def _begun(cls, imports: Sequence[str]) -> "Iterator[Forks | None]":
         folder = Path(tempfile.mkdtemp(prefix="corpusmill-forks-"))
         try:
             path = folder / "socket"
@@ -61,9 +90,7 @@ class Forks:
                 forks._tell({"sys_path": [each or os.getcwd() for each in sys.path], "imports": list(imports)})  # noqa: PTH109
                 yield forks
             finally:
-                server.kill()
-                with contextlib.suppress(OSError):  # what it was not told any more
-                    server.communicate()
+                forks._end()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -90,6 +117,11 @@ class Forks:
         finally:
             parameter.RayParams = before
             del os.environ[SOCKET]
+
+    def _end(self) -> None:
+        self._server.kill()
+        with contextlib.suppress(OSError, ValueError):  # what it was not told any more; ended before
+            self._server.communicate()
 
     def _tell(self, words: object) -> None:
         stdin = self._server.stdin

@@ -39,6 +39,7 @@ def main(listening: int) -> None:
     """Import what is asked for and fork a worker for everybody who connects, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to answer
     del sys.path[0]  # this file's folder, whose modules belong to a package
+    gc.disable()  # of what is imported hardly anything is garbage, and to look took a fifth of the time
     request = _serve(socket.socket(fileno=listening), list(sys.path))
     if request is not None:  # in a child
         _run(request)
@@ -52,7 +53,8 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(dying)
     with listening:
-        told, may_fork = b"", True
+        told = b""
+        may_fork: bool | None = None  # not known since something was imported
         while True:
             ready = select.select([0, died, listening.fileno()], [], [])[0]
             if died in ready:
@@ -64,9 +66,11 @@ def _serve(listening: socket.socket, own_path: list[str]) -> Mapping[str, Any] |
                 *lines, told = (told + more).split(b"\n")
                 for line in lines:
                     _prepare(json.loads(line))
-                    may_fork = not _draw_alike()
+                    may_fork = None
             elif listening.fileno() in ready:
                 with listening.accept()[0] as connection:
+                    if may_fork is None:
+                        may_fork = not _draw_alike()
                     if may_fork and (request := _fork(connection)) is not None:
                         os.close(died)
                         os.close(dying)
@@ -90,7 +94,6 @@ def _prepare(told: Mapping[str, Any]) -> None:
                 found = importlib.import_module(module)
                 if function:
                     getattr(found, function)()
-    gc.collect()
     gc.freeze()  # else the children's collector would write to all of it, and share none
 
 
@@ -216,6 +219,7 @@ def _run(request: Mapping[str, Any]) -> None:
     script = request["arguments"][0]
     sys.argv = list(request["arguments"])
     sys.path[:] = [str(Path(script).parent), *request["sys_path"]]
+    gc.enable()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # Python's own is seeded anew by `os.fork`
     runpy.run_path(script, run_name="__main__")

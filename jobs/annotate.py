@@ -131,7 +131,10 @@ def retry(
     del document["code"]  # not a setting: what the user's own task files were
     jobfile.override(document, overrides)
     job = parse(document, output)
-    return _outcome(job, again(job, RayCluster(job.cluster), watcher, began, profile))
+    cluster = RayCluster(job.cluster)
+    with cluster.prepared(_imports(job)):
+        done = again(job, cluster, watcher, began, profile)
+    return _outcome(job, done)
 
 
 def _outcome(job: AnnotateJob, done: "RunOutcome") -> Outcome:

@@ -113,7 +113,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a job, or go on where it stopped. Ends with 5 where a trained model does not pass its gate."""
-    with _watched() as watcher:
+    from jobs.ahead import workers_ahead
+
+    with _watched() as watcher, workers_ahead(job, override or []):
         from jobs import kinds
 
         outcome = kinds.run(job, override or [], watcher, _BEGAN, profile=profile)

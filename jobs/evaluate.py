@@ -58,9 +58,11 @@ def parse(document: Mapping[str, Any], source: str) -> EvaluateFile:
 def run(document: Mapping[str, Any], source: str, watcher: Watcher, began: float) -> Outcome:
     """Run an evaluation to its end, or on from where an earlier run stopped."""
     job = parse(document, source)
-    from pipeline.evaluation import evaluate_job
+    cluster = RayCluster(job.cluster)
+    with cluster.prepared(["pipeline.stream", "torch"]):
+        from pipeline.evaluation import evaluate_job
 
-    done = evaluate_job(job, RayCluster(job.cluster), watcher, began)
+        done = evaluate_job(job, cluster, watcher, began)
     return Outcome(done.summary, done.exit_code, done.report, done.notes)
 
 

@@ -109,9 +109,9 @@ class UnitBounds:
         """
         at_once = _UNITS_AT_ONCE * max(2, actors) + 2 * readers
         size = UNIT_BYTES if store_bytes is None else min(UNIT_BYTES, store_bytes // at_once)
-        rows, least_rows = (65_536, 1024) if device == "cuda" else (4096, 64)
+        rows, least_rows, first_rows = (65_536, 1024, 1024) if device == "cuda" else (4096, 64, 16)
         return cls(
-            rows, size, min_units=4 * max(actors, readers), least_rows=least_rows, actors=actors, first_rows=least_rows
+            rows, size, min_units=4 * max(actors, readers), least_rows=least_rows, actors=actors, first_rows=first_rows
         )
 
     def rows_of(self, total_rows: int) -> int:
@@ -122,11 +122,13 @@ class UnitBounds:
     def rows_of_next(self, most_rows: int, total_rows: int, rows_left: int) -> int:
         """Rows of the next unit where at most so many are in one, and so many of all rows have no unit yet.
 
-        Each actor begins with a small one. Several come to their end at different times, at worst a unit apart: so each
-        unit takes a share of what is left, half of an actor's, down to an eighth of a whole unit, for smaller ones have
-        more padding (guided self-scheduling, Polychronopoulos and Kuck 1987).
+        Each actor begins with a small one, where there are rows for larger ones afterwards. Several come to their end
+        at different times, at worst a unit apart: so each unit takes a share of what is left, half of an actor's, down
+        to an eighth of a whole unit, for smaller ones have more padding (guided self-scheduling, Polychronopoulos and
+        Kuck 1987).
         """
-        if self.first_rows is not None and total_rows - rows_left < self.actors * self.first_rows:
+        few = total_rows < self.actors * self.least_rows
+        if self.first_rows is not None and not few and total_rows - rows_left < self.actors * self.first_rows:
             return min(most_rows, self.first_rows)
         if self.actors == 1:
             return most_rows

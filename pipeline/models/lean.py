@@ -30,6 +30,9 @@ _OF_KNOWN_LENGTHS: Mapping[str, Callable[..., Any]] = {
 }
 """What torch asks of lengths that may be symbols, and the answer where none is."""
 
+_READ = "define_import_structure"
+"""Of transformers': what reads the files of a package for the names that they have."""
+
 _IMPORTED = ("transformers.modeling_layers", "transformers.modeling_utils", "pipeline.models.loading")
 
 
@@ -48,7 +51,7 @@ def import_lean() -> None:
     stand_ins = (compiler, _no_symbols())
     sys.modules |= {each.__name__: each for each in stand_ins if each.__name__ not in sys.modules}
     try:
-        with _without_training():
+        with _without_training(), _read_once():
             for name in _IMPORTED:
                 importlib.import_module(name)
     except Exception:  # noqa: BLE001 - another version of it; whole, it works or tells why not
@@ -73,6 +76,49 @@ def _without_training() -> Iterator[None]:
 
 def _no(*_: object, **__: object) -> bool:
     return False
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Inside the block, transformers need not read each file of its models for their names: it has, a moment ago.
+
+    It reads them all for itself, to know who has which name, and a second time for its package of models.
+    """
+    place = importlib.import_module("transformers.utils.import_utils")
+    before: Callable[..., Any] | None = getattr(place, _READ, None)
+    names = None if before is None else _names_of_models(importlib.import_module("transformers"))
+    if before is None or names is None:
+        yield
+        return
+    of_models = str(Path(place.__file__ or "").parents[1] / "models" / "__init__.py")
+
+    def read(path: Any, *given: Any, **named: Any) -> Any:
+        return names if path == of_models and not (given or named) else before(path, *given, **named)
+
+    setattr(place, _READ, read)
+    try:
+        yield
+    finally:
+        setattr(place, _READ, before)
+
+
+def _names_of_models(whole: ModuleType) -> dict[frozenset[str], dict[str, set[str]]] | None:
+    """Names by the packages that they miss here and by module, as transformers found them; None where it does not tell.
+
+    {frozenset(): {"bert.configuration_bert": {"BertConfig"}}, frozenset({"torchvision"}): {…}}
+    """
+    try:
+        modules, missing = whole._import_structure, whole._object_missing_backend
+        found: dict[frozenset[str], dict[str, set[str]]] = {frozenset(): {}}
+        for module, names in modules.items():
+            package, _, inside = module.partition(".")
+            if package == "models" and inside:
+                found[frozenset()].setdefault(inside, set())
+                for name in names:
+                    found.setdefault(frozenset(missing.get(name, ())), {}).setdefault(inside, set()).add(name)
+    except (AttributeError, TypeError):
+        return None
+    return found if found[frozenset()] else None
 
 
 class _StandIn(ModuleType):

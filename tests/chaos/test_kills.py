@@ -32,6 +32,7 @@ UNITS, ROWS_A_UNIT = 24, 40
 FAILING = 5
 """Every such unit has a row for the quarantine."""
 IN_FLIGHT = 2 * 2 + 2 + 2  # two units for each of two actors, and those being read and committed
+AGENT = r"^\S+ -I -S \S*sleeping_agent\.py"
 COUNTING = Path(__file__).with_name("counting.py")
 
 
@@ -210,11 +211,12 @@ def _worker(name: str) -> Kill:
     def kill(job: Job, process: subprocess.Popen[str], chance: random.Random) -> bool:
         if not _wait_for_receipts(job, process, chance):
             return False
-        workers = [each for each in _descendants(process.pid) if re.search(rf"^ray::.*({name})", each[1])]
+        whom = rf"^ray::.*({name})" + (f"|{AGENT}" if name == "." else "")
+        workers = [each for each in _descendants(process.pid) if re.search(whom, each[1])]
         if not workers:
             return False
         pid, title = chance.choice(workers)
-        job.node_died = title.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent"))
+        job.node_died = re.search(AGENT, title) is not None
         os.kill(pid, signal.SIGKILL)
         return True
 

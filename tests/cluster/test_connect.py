@@ -44,6 +44,10 @@ def _look_around() -> tuple[list[str], str]:
     return sys.path, str(Path.cwd())
 
 
+def _said() -> str | None:
+    return os.environ.get("SAID")
+
+
 def _has_imported(*names: str) -> list[bool]:
     return [name in sys.modules for name in names]
 
@@ -70,7 +74,11 @@ def test_an_embedded_ray_knows_no_folder_of_the_users_and_leaves_no_trace_in_thi
                 *Path(logs).glob("dashboard.*"),
                 *Path(logs).glob("monitor.*"),
                 *Path(logs).glob("log_monitor.*"),
+                *Path(logs).glob("*agent.log"),
             ]
+            own = ray.remote(num_cpus=0.1, runtime_env={"env_vars": {"SAID": "aloud"}})  # whose agent wakes
+            assert ray.get(own(_said).remote()) == "aloud"
+            assert list(Path(logs).glob("runtime_env_agent.log"))
             assert _doubled_by_ray_data() == list(range(0, 16, 2))
             assert ray.util.list_named_actors(all_namespaces=True) == []  # none of those that count and watch
             _another_run_uses_the_same_ray()

@@ -1,6 +1,10 @@
 """What an embedded Ray does without, and that nothing of Ray stays changed."""
 
-from cluster.embedded import Nobody, _replaced, no_watchers, nobody_counts
+import sys
+
+import pytest
+
+from cluster.embedded import Nobody, _replaced, no_watchers, nobody_counts, sleeping_agents
 
 
 def test_ray_is_afterwards_as_it_was_before() -> None:
@@ -29,3 +33,30 @@ def test_what_another_version_of_ray_lacks_is_left_as_it_is() -> None:
 def test_nobody_takes_every_call() -> None:
     Nobody().update_execution_metrics.remote("dataset", [], state={})
     assert not hasattr(Nobody(), "__array__")
+
+
+def _command(component: str) -> list[str]:
+    """How Ray calls Python for one of its parts."""
+    from ray._private import services
+
+    command: list[str] = services._build_python_executable_command_memory_profileable(component, "session")
+    return command
+
+
+def test_agents_sleep_and_other_parts_of_ray_are_called_as_ever() -> None:
+    before = _command("runtime_env_agent")
+    with sleeping_agents():
+        for agent in ("dashboard_agent", "runtime_env_agent"):
+            assert _command(agent)[0] == sys.executable
+            assert _command(agent)[-1].endswith("sleeping_agent.py")
+        assert _command("dashboard") == before
+    assert _command("runtime_env_agent") == before
+
+
+def test_a_ray_that_waits_for_other_ports_keeps_its_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray._raylet
+
+    monkeypatch.setattr(ray._raylet, "METRICS_AGENT_PORT_NAME", "telemetry_port")
+    before = _command("dashboard_agent")
+    with sleeping_agents():
+        assert _command("dashboard_agent") == before

@@ -92,6 +92,14 @@ def test_without_a_server_it_starts_as_ray_starts_it(worker: Path, forks: Forks)
     assert _begun(worker, forks).startswith("set up")
 
 
+def test_no_worker_starts_for_a_raylet_that_was_killed(worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as raylet:
+        monkeypatch.setenv("RAY_RAYLET_PID", str(raylet.pid))
+        assert _begun(worker, None).startswith("set up")
+        raylet.kill()
+    assert _begun(worker, None) == ""
+
+
 def test_a_process_with_threads_is_not_forked(worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()"
@@ -150,6 +158,28 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_server_that_was_begun_ahead_is_for_the_first_who_wants_one(worker: Path) -> None:
+    with Forks.ahead(["colorsys"]):
+        with Forks.started(["wave"]) as forks, Forks.started([]) as another:
+            assert forks is not None
+            assert another is not None
+            assert forks._path != another._path
+            assert json.loads(_begun(worker, forks))["imported"] == ["colorsys", "wave"]
+        assert forks._server.returncode is not None  # it ends with who took it
+    assert not forks._path.parent.exists()
+    with Forks.started([]) as later:
+        assert later is not forks
+
+
+def test_a_server_that_nobody_wants_ends_with_its_block() -> None:
+    with Forks.ahead([]):
+        forks = Forks._waiting
+        assert forks is not None
+    assert Forks._waiting is None
+    assert forks._server.returncode is not None
+    assert not forks._path.parent.exists()
 
 
 def test_ray_is_told_who_forks_and_afterwards_is_as_it_was(forks: Forks) -> None:

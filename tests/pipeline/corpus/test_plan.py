@@ -175,7 +175,7 @@ def test_units_are_not_made_silly_small_for_idle_actors():
 
 
 def test_bounds_follow_the_device():
-    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 64, 3, 64)
+    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 64, 3, 16)
     on_gpu = UnitBounds.for_device("cuda", 1, readers=15)
     assert on_gpu == UnitBounds(65_536, 64 * 2**20, 32, 60, 1024, 1, 1024)
     assert [on_gpu.rows_of(rows) for rows in (21_256, 600_000, 2**30)] == [1024, 10_000, 65_536]
@@ -214,18 +214,23 @@ def rows_on_cpus(actors, *files):
 
 
 def test_each_actor_begins_with_a_small_unit_so_that_the_first_receipt_comes_soon():
-    assert rows_on_cpus(1, 8192) == [64, 2048, 2048, 2048, 1984]
-    assert rows_on_cpus(2, 16_384)[:3] == [64, 64, 2048]
-    assert rows_on_cpus(2, *[1024] * 16)[:3] == [64, 64, 2048]
+    assert rows_on_cpus(1, 8192) == [16, 2048, 2048, 2048, 2032]
+    assert rows_on_cpus(2, 16_384)[:3] == [16, 16, 2048]
+    assert rows_on_cpus(2, *[1024] * 16)[:3] == [16, 16, 2048]
+
+
+def test_of_few_rows_no_unit_is_smaller_for_being_an_actors_first():
+    assert rows_on_cpus(2, 127) == [64, 63]
+    assert rows_on_cpus(2, 128) == [16, 16, 64, 32]
     assert rows_on_cpus(2, 50) == [50]
 
 
 def test_the_last_units_of_several_actors_are_smaller_each_half_of_an_actors_share_of_what_is_left():
     rows = rows_on_cpus
-    assert rows(2, 16_384)[2:] == [2048] * 4 + [2016, 1512, 1134, 850, 638, 478, 359, 269, 256, 256, 256, 40]
+    assert rows(2, 16_384)[2:] == [2048] * 4 + [2040, 1530, 1147, 860, 645, 484, 363, 272, 256, 256, 256, 51]
     assert rows(2, *[1024] * 16) == rows(2, 16_384)
-    assert rows(1, 16_384) == [64, *[4096] * 3, 4032]
-    assert rows(2, 500) == [64] * 7 + [52]
+    assert rows(1, 16_384) == [16, *[4096] * 3, 4080]
+    assert rows(2, 500) == [16, 16, *[64] * 7, 20]
     assert sum(rows(64, 10**6)) == 10**6
 
 

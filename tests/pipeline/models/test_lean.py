@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from pipeline.models.lean import _MARKS, _no_symbols, _StandIn, _unmarked, import_lean
+from pipeline.models.lean import _MARKS, _names_of_models, _no_symbols, _read_once, _StandIn, _unmarked, import_lean
 from pipeline.models.loading import load
 from pipeline.models.reference import ModelSettings, pin
 
@@ -109,3 +110,30 @@ def test_lengths_that_are_known_are_answered_as_torch_answers():
                 assert ours.sym_eq(one, other) == symbolic_shapes.sym_eq(one, other)
     assert ours.is_nested_int(3) is symbolic_shapes.is_nested_int(3)
     assert ours.ShapeEnv is symbolic_shapes.ShapeEnv  # the rest is torch's own
+
+
+def test_transformers_need_not_read_its_models_twice():
+    from transformers.utils import import_utils
+
+    models = Path(import_utils.__file__).parents[1] / "models"
+    packages = [str(models / "__init__.py"), str(models / "bert" / "__init__.py")]
+    read = import_utils.define_import_structure
+    with _read_once():
+        assert import_utils.define_import_structure is not read
+        once = [_told(import_utils.define_import_structure(each)) for each in packages]
+    assert import_utils.define_import_structure is read
+    assert once == [_told(read(each)) for each in packages]
+
+
+def _told(structure):
+    """What transformers makes of the names that it found."""
+    from transformers.utils.import_utils import _LazyModule
+
+    module = _LazyModule("transformers.models", "models/__init__.py", structure)
+    modules = {name: set(names) for name, names in module._import_structure.items()}
+    missing = {name: set(packages) for name, packages in module._object_missing_backend.items()}
+    return module._modules, module._class_to_module, missing, modules, set(module.__all__)
+
+
+def test_a_transformers_that_does_not_tell_its_names_is_left_to_read_them():
+    assert _names_of_models(ModuleType("transformers")) is None

@@ -17,7 +17,7 @@ from pipeline.batching import TokenBudget
 from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError, OutputError
 from pipeline.inputs import compile_inputs
-from pipeline.models.device import lacks, may_pack
+from pipeline.models.device import WRITING, lacks, may_pack
 from pipeline.models.engines import TORCH
 from pipeline.models.ranges import digest_of
 from pipeline.models.reference import PinnedModel, on_this_node
@@ -174,6 +174,11 @@ class Annotator:
     def columns(self) -> list[pa.Field]:
         """All columns that it adds, in the order of the annotations."""
         return [column for task in self._tasks for column in columns_of(task)]
+
+    @property
+    def writes(self) -> bool:
+        """Whether one of its models writes."""
+        return any(task.needs in WRITING for task in self._tasks)
 
     def import_libraries(self) -> None:
         """Import torch and transformers, where a model is to be loaded; it takes seconds that are no model's."""

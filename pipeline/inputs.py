@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.corpus.column import ColumnPath, find_dotted
-from pipeline.corpus.filter import RowFilter, parse_filter
+from pipeline.corpus.row_filter import RowFilter
 from pipeline.corpus.text import TextSource, compile_text
 from pipeline.errors import CorpusError, JobError
 from pipeline.quarantine import Failure, Reason
@@ -131,6 +131,8 @@ def _reads(task: Task, schema: pa.Schema, owners: Mapping[str, str]) -> Reads:
     sources = {name: source_of(wanted, schema) for name, wanted in task.inputs().items()}
     where = None
     if task.config.where is not None:
+        from pipeline.corpus.filter import parse_filter  # most jobs have no predicate
+
         try:
             where = parse_filter(task.config.where, schema)
         except CorpusError as error:

@@ -15,7 +15,6 @@ from pyarrow.fs import FileSystem
 
 from pipeline.agreement import can_compare
 from pipeline.annotator import AnnotationSpec, columns_of
-from pipeline.corpus.filter import parse_filter
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.listing import file_system
 from pipeline.corpus.plan import Fragment, UnitBounds, plan_units
@@ -240,14 +239,15 @@ def rows_wanted(
     settings: CorpusSettings, corpus: Corpus
 ) -> tuple[Mapping[int, Sequence[int]] | None, int, Mapping[int, Sequence[int]] | None]:
     """Row groups that the filter may match, rows that it prunes away, and the sampled positions."""
-    row_filter = parse_filter(settings.filter, corpus.schema) if settings.filter is not None else None
-    if row_filter is None:
+    if settings.filter is None:
         if settings.sample is None:
             return None, 0, None
         rows = [fragment.rows for fragment in corpus.fragments]
         return None, 0, choose(rows, settings.sample, settings.seed)
+    from pipeline.corpus.filter import parse_filter
     from pipeline.corpus.pruning import matching, prune
 
+    row_filter = parse_filter(settings.filter, corpus.schema)
     kept, pruned = prune(corpus.filesystem, corpus.root, corpus.fragments, corpus.schema, row_filter)
     if settings.sample is None:
         return kept, pruned, None

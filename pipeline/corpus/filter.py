@@ -8,7 +8,6 @@ where the whole is true. A timestamp column with a time zone takes a literal wit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from sqlglot.errors import ParseError, TokenError
 from pipeline.corpus.column import ColumnPath, find_column
 from pipeline.corpus.comparison import NULL, compare, compare_columns, kind_of, like, member, value_of
 from pipeline.corpus.literal import Literal, read_literal
+from pipeline.corpus.row_filter import RowFilter
 from pipeline.errors import CorpusError
 
 SUPPORTED = (
@@ -29,15 +29,6 @@ SUPPORTED = (
 
 _COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
-
-
-@dataclass(frozen=True)
-class RowFilter:
-    """Which rows the job wants."""
-
-    sql: str
-    columns: tuple[str, ...]  # top-level columns that it reads, as they come
-    expression: Any  # pyarrow.compute.Expression, boolean; true keeps the row
 
 
 def parse_filter(sql: str, schema: pa.Schema) -> RowFilter:

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
 
-from pipeline.corpus.filter import RowFilter
 from pipeline.corpus.fragments import DECODE_ERRORS, THREADS, UnreadableFileError, open_parquet
 from pipeline.corpus.hive import names_of, scalar_of
 from pipeline.corpus.plan import Fragment
+from pipeline.corpus.row_filter import RowFilter
 from pipeline.corpus.rowgroup import Piece
 from pipeline.corpus.rows import RowReader
 

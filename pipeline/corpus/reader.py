@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from pipeline.corpus.filter import RowFilter, parse_filter
 from pipeline.corpus.fragments import DECODE_ERRORS, UnreadableFileError, check_names, open_parquet, row_groups_of
 from pipeline.corpus.identity import IDENTITY
 from pipeline.corpus.listing import ListedFile, first_line, look
 from pipeline.corpus.plan import Fragment, Span, Unit
+from pipeline.corpus.row_filter import RowFilter
 from pipeline.corpus.rowgroup import Piece, pieces_of, ranges_of
 from pipeline.corpus.rows import RowReader, Rows
 from pipeline.errors import CorpusError
@@ -99,6 +99,8 @@ class _Collected:
 @lru_cache(maxsize=4)
 def _parsed(sql: str, schema: pa.Schema) -> RowFilter:
     """A run's filter, parsed once in each process."""
+    from pipeline.corpus.filter import parse_filter  # most jobs have no predicate
+
     return parse_filter(sql, schema)
 
 

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.acero import Declaration, ProjectNodeOptions, TableSourceNodeOptions
 
-from pipeline.corpus.filter import RowFilter
 from pipeline.corpus.hive import Partition, scalar_of, value_of
 from pipeline.corpus.listing import first_line
+from pipeline.corpus.row_filter import RowFilter
 from pipeline.corpus.rowgroup import Piece, read_columns
 from pipeline.corpus.schema import cast
 from pipeline.corpus.selection import take_rows

@@ -164,15 +164,18 @@ def _divided_last(
     found_BHQD = sums_BHQD[..., :width] / divisors_BHQ1
     if least > _LEAST_DIVISOR and most < _MOST_DIVISOR:  # not a number is neither
         return found_BHQD
+    del exponentials_NQS, sums_NQD  # as large as what comes
     beyond_BHQ1 = ~((divisors_BHQ1.float() > _LEAST_DIVISOR) & (divisors_BHQ1.float() < _MOST_DIVISOR))
     texts_E = beyond_BHQ1.flatten(1).any(1).nonzero()[:, 0]
     unseen_ES = torch.ones(len(texts_E), size, dtype=torch.bool, device=query.device)
     unseen_ES[:, :real] = False if mask is None else mask[texts_E, 0, 0] != 0
     added_E11S = query.new_zeros(unseen_ES.shape).masked_fill_(unseen_ES, torch.finfo(query.dtype).min)[:, None, None]
-    by_softmax = _divided_first(
-        *(query[texts_E], plain_BHSD[texts_E], wide_BHSD[texts_E][..., :width], added_E11S, scale, 0.0)
-    )
-    found_BHQD[texts_E] = torch.where(beyond_BHQ1[texts_E], by_softmax, found_BHQD[texts_E])
+    for text, added_11S in zip(texts_E.tolist(), added_E11S, strict=True):  # few, and each as large as it is
+        this = slice(text, text + 1)
+        by_softmax = _divided_first(
+            *(query[this], plain_BHSD[this], wide_BHSD[this][..., :width], added_11S[None], scale, 0.0)
+        )
+        found_BHQD[this] = torch.where(beyond_BHQ1[this], by_softmax, found_BHQD[this])
     return found_BHQD
 
 

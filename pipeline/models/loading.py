@@ -18,7 +18,7 @@ import transformers
 from pipeline.batching import TokenBudget
 from pipeline.errors import ModelError
 from pipeline.models import gguf
-from pipeline.models.activations import use_fused_activations
+from pipeline.models.activations import activate_in_place, use_fused_activations
 from pipeline.models.attention import can_pack, use_packed_attention, use_plain_attention, use_writing_attention
 from pipeline.models.blank import blank
 from pipeline.models.device import WRITING, settle
@@ -106,7 +106,8 @@ def load(
     packed = False
     if device == "cpu" and dtype in ("bfloat16", "int8") and auto_class not in WRITING:
         use_plain_attention(module, or_eagerly=False)
-        compute_in_rows(module)
+        if compute_in_rows(module):
+            activate_in_place(module)
         prepare_linears(module)
     elif device == "cpu" and auto_class == "AutoModelForSeq2SeqLM":
         if dtype == "bfloat16":

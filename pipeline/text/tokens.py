@@ -20,8 +20,8 @@ from pipeline.quarantine import Failure, Reason
 
 Ids = npt.NDArray[np.int32]
 
-# One call to the tokenizer holds some 100 bytes for each token until its ids are taken out.
-_CALL_CHARS = 4_000_000
+# One call to the tokenizer holds some 100 bytes for each token until its ids are taken out: 6 MB.
+_CALL_CHARS = 250_000
 # A prefix of a long text: tokens are seldom longer than 16 characters on average.
 _CHARS_PER_TOKEN = 16
 _SHORTEST_CUT_CHARS = 20_000

@@ -22,7 +22,8 @@ import_lean()
 left_out = {"accelerate", "scipy", "torch.distributed.tensor", "torch._inductor"} & sys.modules.keys()
 from tests.pipeline.models.test_lean import scores
 found = [scores(folder, kind) for folder, kind in json.loads(sys.argv[1])]
-left_out |= {{"sympy"}} & sys.modules.keys()
+import pipeline.annotator
+left_out |= {{"sqlglot", "sympy"}} & sys.modules.keys()
 asks_for_the_compiler = type(sys.modules["torch._dynamo"]).__name__
 import torch
 print(json.dumps([sorted(left_out), found, asks_for_the_compiler, torch._dynamo.config.__name__]))

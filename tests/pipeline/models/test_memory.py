@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.models.memory import check_memory, give_back, machine_memory_bytes
+from pipeline.models.memory import check_memory, forget_products, give_back, machine_memory_bytes
 
 
 def physical():
@@ -86,3 +87,42 @@ print(len(gc.get_objects()) < 10_000 <= gc.get_freeze_count(), max(faults[2:]) <
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
+
+
+_PRODUCTS = """
+import ctypes
+from pipeline.models.memory import forget_products
+
+forget_products()
+import torch
+
+class Told(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks used".split()]
+    _fields_ += [("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t)]
+
+asked = ctypes.CDLL(None).mallinfo2
+asked.restype = Told
+with torch.inference_mode():
+    grew = []
+    for first in (32, 132):
+        before = asked().used
+        for tokens in range(first, first + 100):
+            one = torch.zeros(4, tokens, 32, dtype=torch.bfloat16)
+            torch.bmm(one, torch.zeros(4, 32, 33, dtype=torch.bfloat16))
+        grew.append(asked().used - before)
+print(grew[1] < 2_000_000)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc tells what is used")
+def test_products_of_ever_new_shapes_do_not_pile_up():
+    done = subprocess.run([sys.executable, "-c", _PRODUCTS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
+
+
+def test_how_many_products_stay_is_the_users_to_say(monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "8")
+    forget_products()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "200"
+    assert os.environ["LRU_CACHE_CAPACITY"] == "8"

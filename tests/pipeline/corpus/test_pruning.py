@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.filter import RowFilter, parse_filter
+from pipeline.corpus.filter import parse_filter
 from pipeline.corpus.plan import Span, Unit
 from pipeline.corpus.pruning import matching, prune
 from pipeline.corpus.reader import ReadPlan, UnitReader
+from pipeline.corpus.row_filter import RowFilter
 from pipeline.corpus.source import Corpus, CorpusSettings, open_corpus
 
 NAN = float("nan")

@@ -132,13 +132,14 @@ def try_out(work: "Work", units: Sequence["Unit"], names: Sequence[str]) -> tupl
     The first is torch with the budget of the plan. Empty where the units have no texts for any of them. A way that
     fails, or runs out of memory, has no speed.
     """
-    specs = [spec.with_calibration(work.store) for spec in work.annotations if spec.name in names]
+    every = [spec.with_calibration(work.store) for spec in work.annotations]
+    specs = [spec for spec in every if spec.name in names]
     for unit in units[:_UNITS]:
         fragments = {span.fragment: work.fragments[span.fragment] for span in unit.spans}
         found = UnitReader(work.read).read(unit, fragments)
         at_fault = {problem.row for problem in found.problems}
         for spec in specs:
-            annotator = Annotator(work.annotations, found.table.schema, [spec], Repeats(work.repeats.once))
+            annotator = Annotator(every, found.table.schema, [spec], Repeats(work.repeats.once))
             for task, texts in annotator.texts(found.table, at_fault):
                 if texts.values:
                     return _Trial(spec, task, texts).tried()

@@ -15,6 +15,8 @@ from pipeline import choosing, planning, stream, trial
 from pipeline.errors import RunError
 from pipeline.job import AnnotateJob
 from pipeline.models import engines
+from pipeline.models.device import lacks
+from pipeline.models.int8 import can_quantize
 from pipeline.output import planfile
 from pipeline.output.planfile import PinnedAnnotation, Plan, Tried
 from pipeline.output.storage import Store
@@ -160,6 +162,22 @@ def test_annotations_of_one_model_share_a_trial_and_what_it_says_is_what_a_resum
     assert again.plan == plan
     assert _choose(again) == plan
     assert len(worker.asked) == 1, "nothing is tried twice"
+
+
+def test_in_int8_both_engines_are_tried_by_what_was_calibrated_before(run: Make, worker: InThisProcess) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
+    if not (can_quantize() and lacks("int8", "cpu") is None):
+        pytest.skip("this processor, or this torch, has no products of int8")
+    first = run({"dtype": "int8", "int8_agreement": 0.5})
+    assert first.plan.annotations["e0"].engine == "auto"
+    choosing.calibrate(first, [Order(unit) for unit in first.plan.units], Silent())
+    calibrated = first.plan.annotations["e0"]
+    assert (calibrated.engine, calibrated.calibration is None) == ("auto", False)
+    pinned = _choose(first).annotations["e0"]
+    assert {each.engine for each in pinned.tried} == {"torch", "openvino"}
+    assert all(each.tokens_per_second for each in pinned.tried), "uncalibrated, none could compute"
+    assert (pinned.dtype, pinned.calibration) == ("int8", calibrated.calibration)
+    assert pinned.engine in ("torch", "openvino")
 
 
 def test_a_run_that_was_killed_in_its_trial_tries_again(

@@ -27,7 +27,7 @@ from pipeline.corpus.rowgroup import ranges_of
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError
 from pipeline.mend import standing_rows, without
-from pipeline.models.memory import forget_products, give_back, hold
+from pipeline.models.memory import give_back, hold, keep_products
 from pipeline.models.reference import has_tokenizer
 from pipeline.output.parts import UnitCommit, commit_unit
 from pipeline.output.receipts import Receipt
@@ -254,8 +254,8 @@ class AnnotateStage:
                     here = [spec for spec in specs if spec.pool == self.pool]
                     self.annotator = Annotator(specs, _schema_read(self.work), here, self.work.repeats)
                     self.annotator.import_libraries()
-                if self.own_process and not self.annotator.writes:  # who writes meets the same shapes again
-                    forget_products()
+                if self.own_process:
+                    keep_products(few=not self.annotator.writes)
                 _load(self.annotator, self.work, self.pool)
                 self.slow = self.annotator.slow_here()
                 if self.own_process:

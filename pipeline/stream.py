@@ -23,6 +23,7 @@ from ray.data.block import BlockMetadata
 
 from pipeline.envelope import Envelope
 from pipeline.errors import CorpusmillError, RunError, WorkerDiedError
+from pipeline.models.memory import keep_products
 from pipeline.stages import AnnotateStage, Order, Work, commit, read
 from pipeline.workers import Workers
 
@@ -185,6 +186,7 @@ _DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, r
 
 
 def _called(compute: Callable[..., Answer], *given: Any) -> Answer:
+    keep_products(few=True)  # as an actor that reads: what computes here tries what those will do
     return compute(*given)
 
 

@@ -6,7 +6,6 @@
 The driver asks this while it plans, so torch is imported only where a GPU is meant.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,24 +88,18 @@ def may_pack(needs: str | None, config: Mapping[str, Any]) -> bool:
     return reads and config.get("model_type") in PACKED_TYPES and not config.get("is_decoder", False)
 
 
-_PRODUCTS_KEPT = "256"
-"""Of oneDNN's products, one for each shape. It keeps 1,024 otherwise, and an actor of MiniLM grows by 30 MB with every
-500 texts; with 128 it was a twentieth slower."""
-
-
 def training_budget(device: Device) -> int:
     """Padded tokens that a worker computes at once while it trains."""
     return _TRAINING_TOKENS[device]
 
 
 def settle(device: Device, threads: int) -> None:
-    """Tell torch what suits our work in this process: its threads, products kept, and on a GPU no attention of cuDNN's.
+    """Tell torch what suits our work in this process: its threads, and on a GPU no attention of cuDNN's.
 
     That one makes a plan for each shape that it meets, a tenth of a second or more on an H100, and nearly every
     micro-batch has another: a fine-tuning of MiniLM spent 91% of its first half minute so. Flash and memory-efficient
     attention take any shape at once.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _PRODUCTS_KEPT)
     import torch
 
     torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 machine_memory_bytes()  ->  16_505_339_904        # the machine's, or its control group's limit where that is lower
 hold()                                          # an actor that holds its models: they are here to stay
 give_back()                                       # after a unit: what was freed goes back to the system
-forget_products()                                 # before the first: what was prepared for a shape is not kept long
+keep_products(few=True)                         # before the first: what was prepared for a shape is not kept long
 """
 
 import ctypes
@@ -67,19 +67,22 @@ def give_back() -> None:
         library.malloc_trim(0)
 
 
-_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "4"}
-"""oneDNN's own cache, and torch's before it; of which none at all would crash torch 2.13. A micro-batch of an encoder
-asks for ten products, and each of its layers for the same."""
+_PRODUCTS, _PLANS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"  # oneDNN's own, and torch's before it
+_KEPT = {_PRODUCTS: "256"}
+_KEPT_BY_READERS = {_PRODUCTS: "32", _PLANS: "4"}
+"""Of which none at all would crash torch 2.13. A micro-batch of an encoder asks for ten products, and each of its
+layers for the same."""
 
 
-def forget_products() -> None:
-    """What oneDNN prepares for a product goes soon, in a process that has asked it for none yet.
+def keep_products(few: bool) -> None:
+    """How much of what oneDNN prepares for a product stays, in a process of our own that has asked it for none yet.
 
-    It is prepared for each shape that comes, and attention has another in nearly every micro-batch of an encoder. 1,024
-    would stay, at half a megabyte each: MiniLM's actor grew by 200 MB over 3,000 texts, and went on growing. Made anew,
-    one takes 0.2 ms. A user's own word in the environment holds.
+    It is prepared for each shape that comes, and 1,024 stay otherwise, at half a megabyte each. Attention has another
+    shape in nearly every micro-batch of an encoder: MiniLM's actor grew by 200 MB over 3,000 texts, and went on
+    growing. `few` is for such a process; made anew, one takes 0.2 ms. Who writes or trains meets the same shapes again.
+    A user's own word in the environment holds.
     """
-    for name, most in _KEPT.items():
+    for name, most in (_KEPT_BY_READERS if few else _KEPT).items():
         os.environ.setdefault(name, most)
 
 

@@ -24,6 +24,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.errors import CorpusmillError, RunError
+from pipeline.models.memory import keep_products
 from pipeline.output.layout import TMP
 from pipeline.progress import Watcher
 from pipeline.training import checkpoints
@@ -219,6 +220,7 @@ def _cause(error: BaseException) -> str:
 
 def _worker(config: Mapping[str, Any]) -> None:
     """One rank, in Ray's process."""
+    keep_products(few=False)
     from pipeline.training.loop import train  # not above: the controller reads this file too
 
     work: Work = config["work"]

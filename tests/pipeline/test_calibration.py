@@ -69,12 +69,12 @@ def done_of(spec: AnnotationSpec, rows: pa.Table) -> Calibrated:
     return done
 
 
-def run_of(folder: Path, model: Path, tables: Sequence[pa.Table], **corpus: Any) -> Run:
+def run_of(folder: Path, model: Path, tables: Sequence[pa.Table], engine: str = "auto", **corpus: Any) -> Run:
     """A run of its own plan, on a corpus of these tables, each a unit."""
     for number, rows in enumerate(tables):
         (folder / f"corpus/part={number}").mkdir(parents=True)
         pq.write_table(rows, folder / f"corpus/part={number}/rows.parquet")
-    annotation = {"name": "a", "task": "embed", "text": "text", "model": str(model), "dtype": "int8"}
+    annotation = {"name": "a", "task": "embed", "text": "text", "model": str(model), "dtype": "int8", "engine": engine}
     job = AnnotateJob.model_validate(
         {
             "corpus": {"path": str(folder / "corpus"), **corpus},
@@ -439,9 +439,12 @@ def test_a_node_that_is_slow_is_told_once(make_encoder: Make, tmp_path: Path, mo
     assert done.notes.count("node n is slow") == 1
 
 
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_run_in_int8_that_was_killed_goes_on_by_its_calibration_and_says_the_same_to_the_bit(
-    make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
     calibrated_in: list[int] = []
 
     def on_a_worker(compute: Callable[..., Any], work: Work, *given: Any, like: Workers) -> Any:
@@ -450,11 +453,12 @@ def test_a_run_in_int8_that_was_killed_goes_on_by_its_calibration_and_says_the_s
 
     monkeypatch.setattr(stream, "on_a_worker", on_a_worker)
     monkeypatch.setattr(stream, "stream_with_suspects", in_this_process)
-    job = run_of(tmp_path, make_encoder(), [table(sentences[:20]), table(sentences[20:]), table(["ak", "bl"])]).job
+    tables = [table(sentences[:20]), table(sentences[20:]), table(["ak", "bl"])]
+    job = run_of(tmp_path, make_encoder(), tables, engine).job
     with pytest.raises(Killed):
         annotate(job, OneProcess(), KilledAtTheFirstReceipt())
     begun = planfile.load(Store.at(job.output.path)).annotations["a"]
-    assert begun.calibration is not None
+    assert (begun.engine, begun.calibration is None) == (engine, False)
     done = annotate(job, OneProcess(), Silent())
     assert (done.summary["units_skipped"], done.summary["units_done"], calibrated_in) == (1, 2, [1])
     assert planfile.load(Store.at(job.output.path)).annotations["a"] == begun

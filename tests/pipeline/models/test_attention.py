@@ -10,14 +10,9 @@ from pipeline.models.attention import (
     use_plain_attention,
     use_writing_attention,
 )
+from tests.pipeline.families.factory import BERT_SIZES
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
+SMALL = {"vocab_size": 100, **BERT_SIZES}
 CONFIGS = {
     "bert": transformers.BertConfig(**SMALL),
     "modernbert": transformers.ModernBertConfig(**SMALL, pad_token_id=0, local_attention=6),

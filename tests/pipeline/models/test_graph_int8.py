@@ -12,6 +12,7 @@ from pipeline.models.graph_int8 import quantize_graph
 from pipeline.models.int8 import watched
 from pipeline.models.quietly import quietly
 from pipeline.models.ranges import Range, from_bytes, to_bytes
+from tests.pipeline.families.factory import BERT_SIZES, DISTILBERT_SIZES
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
 
@@ -24,20 +25,14 @@ def _as_it_is_loaded() -> Iterator[None]:
         yield
 
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
+SMALL = {"vocab_size": 100, **BERT_SIZES}
 MODELS = {
     "bert": ("AutoModel", transformers.BertConfig(**SMALL)),
     "bert, another activation": ("AutoModel", transformers.BertConfig(**SMALL, hidden_act="relu")),
     "a classifier": ("AutoModelForSequenceClassification", transformers.RobertaConfig(**SMALL, num_labels=3)),
     "distilbert": (
         "AutoModel",
-        transformers.DistilBertConfig(vocab_size=100, dim=32, hidden_dim=64, n_layers=2, n_heads=4),
+        transformers.DistilBertConfig(vocab_size=100, **DISTILBERT_SIZES),
     ),
 }
 

@@ -11,16 +11,11 @@ from pipeline.models.int8 import QuantizedLinear, can_quantize, quantize_linears
 from pipeline.models.linears import prepare_linears
 from pipeline.models.ranges import from_bytes, to_bytes
 from pipeline.models.rows import compute_in_rows
+from tests.pipeline.families.factory import BERT_SIZES
 
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="this torch has no products of int8 for this processor")
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
+SMALL = {"vocab_size": 100, **BERT_SIZES}
 CONFIGS = [
     transformers.BertConfig(**SMALL),
     transformers.BertConfig(**SMALL, hidden_act="gelu_new"),

@@ -4,14 +4,9 @@ import transformers
 from torch import nn
 
 from pipeline.models.linears import OneOfSeveral, PreparedLinear, prepare_linears
+from tests.pipeline.families.factory import BERT_SIZES
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
+SMALL = {"vocab_size": 100, **BERT_SIZES}
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> None:

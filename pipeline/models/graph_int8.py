@@ -5,6 +5,9 @@
 What a layer reads is divided by factors of its own and said to be one of 256 steps (`FakeQuantize`); weights are bytes
 and a scale of each output. OpenVINO makes products of bytes of it, with what stands beside them in bfloat16.
 
+A GELU's outputs are made positive before, and the next layer's bias takes that back: they are bytes from 0 then, and
+layers that end at one bound share the code that rounds, of which OpenVINO makes one for each shape that comes.
+
 One thread of AVX512_VNNI, MiniLM, Debian descriptions: 1.5 times as many tokens a second as its bfloat16, and 1.1 times
 torch's int8; one scale for all inputs of a layer gains nothing and has an eighth of the rows below a cosine of 0.99.
 """
@@ -13,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from pipeline.errors import ModelError
@@ -76,11 +80,12 @@ def _quantize(products: Sequence[Any], range_: Range) -> None:
 
     several = [np.asarray(product.input_value(1).get_node().get_data(), np.float32) for product in products]
     source = products[0].input_value(0)
+    factors_K, shift = np.ones(len(range_.most_K), np.float32), 0.0
     if source.get_node().get_type_name() == "Gelu":  # it has hardly anything below 0, and rounds as it computes
         scale, zero = affine(range_.least, range_.greatest)
-        least, greatest = -zero * scale, (_STEPS - 1 - zero) * scale
-        factors_K = np.ones(len(range_.most_K), np.float32)
-        values = source
+        shift = zero * scale
+        least, greatest = 0.0, (_STEPS - 1) * scale
+        values = opset13.add(source, constant([shift])).output(0)
     else:
         factors_K = migration(range_.most_K, np.concatenate(several), MIGRATED)
         scale = symmetric(float((range_.most_K / factors_K).max()))
@@ -93,3 +98,15 @@ def _quantize(products: Sequence[Any], range_: Range) -> None:
         integers = opset13.convert(opset13.constant(integers_NK), np.float32)
         product.input(0).replace_source_output(rounded.output(0))
         product.input(1).replace_source_output(opset13.multiply(integers, constant(scales_N[:, None])).output(0))
+        if shift:
+            _take_from(product, shift * integers_NK.sum(1, dtype=np.int64) * scales_N)
+
+
+def _take_from(product: Any, more_N: npt.NDArray[np.float64]) -> None:
+    """What the product gives too much goes off it, and so into its bias as the graph is compiled."""
+    from openvino import opset13
+
+    readers = list(product.output(0).get_target_inputs())
+    less = opset13.subtract(product, opset13.constant(more_N.astype(np.float32)))
+    for reader in readers:
+        reader.replace_source_output(less.output(0))

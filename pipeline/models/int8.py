@@ -8,13 +8,13 @@ numbers. Inputs are divided by factors of their own as they are rounded to bytes
 feed-forward layer's GELU happens inside its product, which gives the bytes that the next one takes.
 
 The products are oneDNN's as torch has them for its compiler's x86 quantiser (MiniLM, Debian descriptions, two processes
-of one thread on AVX512_VNNI: 1.4 times as fast as bfloat16, and the products alone twice as fast). Ranges that cut off
-outliers, by the least squared error, lose far more than the whole ones that are taken here; so do products of bytes
-whose scales are found anew in each batch, where nothing is migrated.
+of one thread on AVX512_VNNI: 1.4 times as fast as bfloat16, and the products alone twice as fast). Products of bytes
+whose scales are found anew in each batch, where nothing is migrated, lose far more.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -26,7 +26,19 @@ from transformers.activations import GELUActivation
 from pipeline.errors import ModelError
 from pipeline.models.device import default_budget
 from pipeline.models.linears import beside, body_of, replace_linears
-from pipeline.models.ranges import LARGEST, Range, Ranges, affine, migration, quantized_weights, symmetric
+from pipeline.models.ranges import (
+    LARGEST,
+    LEAST_OF_GELU,
+    Floats,
+    Range,
+    Ranges,
+    affine,
+    best_bounds,
+    lost_by_bounds,
+    migration,
+    quantized_weights,
+    symmetric,
+)
 from pipeline.models.rows import can_compute_in_rows
 
 MIGRATED = 0.75
@@ -34,6 +46,9 @@ MIGRATED = 0.75
 
 _ZERO = 128
 """The byte that stands for 0 in what is rounded here."""
+
+_WEIGHED_TOKENS = 256
+"""Of a micro-batch, by which a bound is chosen: a second or two in all for a small encoder."""
 
 _FEED_FORWARD = (
     ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
@@ -103,28 +118,51 @@ def _rounded(steps: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[dict[str, Range]]:
-    """What the inputs of the linear layers of the body reach while the block computes with the model, by layer."""
-    found: dict[str, Range] = {}
+    """What the inputs of the linear layers of the body reach while the block computes with the model, by layer.
+
+    Afterwards the range of what comes from a GELU, which nothing can be divided by, ends where least is lost.
+    """
+    watch = _Watch()
     body = body_of(model)
     named = [] if body is None else [each for each in body.named_modules() if type(each[1]) is nn.Linear]
-    hooks = [part.register_forward_pre_hook(partial(_watch, found, name)) for name, part in named]
+    hooks = [part.register_forward_pre_hook(partial(watch.look, name)) for name, part in named]
     try:
-        yield found
+        yield watch.found
     finally:
         for hook in hooks:
             hook.remove()
+    watch.cut_off()
 
 
-def _watch(found: dict[str, Range], name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
-    values_TK = inputs[0].detach().flatten(0, -2).float()
-    values_TK = values_TK[values_TK.isfinite().all(1)]  # a row that overflows is no measure for others
-    if len(values_TK) == 0:
-        return
-    least_K, greatest_K = values_TK.aminmax(dim=0)
-    seen = Range(
-        torch.maximum(-least_K, greatest_K).clamp_min(0).numpy(), float(least_K.min()), float(greatest_K.max())
-    )
-    found[name] = found[name].with_(seen) if name in found else seen
+class _Watch:
+    """What was seen of each layer's input."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Range] = {}
+        self._lost: dict[str, Floats] = {}  # for each bound, of layers whose input may come from a GELU
+
+    def look(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002
+        values_TK = inputs[0].detach().flatten(0, -2).float()
+        values_TK = values_TK[values_TK.isfinite().all(1)]  # a row that overflows is no measure for others
+        if len(values_TK) == 0:
+            return
+        least_K, greatest_K = values_TK.aminmax(dim=0)
+        seen = Range(
+            torch.maximum(-least_K, greatest_K).clamp_min(0).numpy(), float(least_K.min()), float(greatest_K.max())
+        )
+        self.found[name] = self.found[name].with_(seen) if name in self.found else seen
+        if self.found[name].least < LEAST_OF_GELU:
+            self._lost.pop(name, None)
+            return
+        # Every so many tokens would meet the first one of each text, or none: texts of a micro-batch are as long.
+        chosen = torch.randperm(len(values_TK), generator=torch.Generator().manual_seed(0))[:_WEIGHED_TOKENS]
+        lost_G = lost_by_bounds(values_TK[chosen].numpy())
+        self._lost[name] = self._lost[name] + lost_G if name in self._lost else lost_G
+
+    def cut_off(self) -> None:
+        """Each range of a GELU's outputs at the bound that loses least."""
+        for name, bound in best_bounds(self._lost).items():
+            self.found[name] = replace(self.found[name], least=LEAST_OF_GELU, greatest=bound)
 
 
 def quantize_linears(model: nn.Module, wide: nn.Module, ranges: Ranges) -> int:

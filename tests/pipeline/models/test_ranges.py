@@ -4,11 +4,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.models.ranges import (
+    BOUNDS,
     LARGEST,
+    LEAST_OF_GELU,
     Range,
     affine,
+    best_bounds,
     digest_of,
     from_bytes,
+    lost_by_bounds,
     migration,
     quantized_weights,
     symmetric,
@@ -70,3 +74,42 @@ def test_ranges_come_back_and_the_same_ones_are_the_same_bytes():
     assert (found["b"].least, found["b"].greatest) == (-3.0, 0.5)
     both = one.with_(other)
     assert (list(both.most_K), both.least, both.greatest) == ([3, 2], -3.0, 2.0)
+
+
+after_a_gelu = arrays(np.float32, (3, 6), elements=st.floats(-0.125, 100, width=32))
+
+
+@given(after_a_gelu)
+def test_a_token_loses_no_more_than_itself_and_each_counts_alike(values_TK):
+    lost_G = lost_by_bounds(values_TK)
+    assert lost_G.shape == (len(BOUNDS),)
+    assert (lost_G >= 0).all()
+    each = [lost_by_bounds(values_TK[token : token + 1]) for token in range(3)]
+    np.testing.assert_allclose(np.sum(each, axis=0), lost_G, rtol=1e-3, atol=1e-5)
+    # Cut off is at most the whole; what is left is at most half a step off, and a step of the widest bound is a half.
+    assert (lost_G[BOUNDS.index(128)] <= 3) or np.abs(values_TK).max() < 1
+
+
+def test_one_large_output_in_a_hundred_tokens_does_not_take_the_steps_of_the_others():
+    values_TK = np.random.default_rng(0).exponential(0.15, (100, 64)).astype(np.float32)
+    values_TK[17, 5] = 90
+    (bound,) = best_bounds({"a": lost_by_bounds(values_TK)}).values()
+    assert 1 < bound < 10
+    values_TK[:, 5] = 90  # but where all have it, it is what a token is
+    (bound,) = best_bounds({"a": lost_by_bounds(values_TK)}).values()
+    assert bound > 60
+
+
+def test_layers_end_at_one_bound_unless_that_loses_much():
+    random = np.random.default_rng(0)
+    lost = {
+        name: lost_by_bounds(random.uniform(LEAST_OF_GELU, most, (50, 64)).astype(np.float32))
+        for name, most in {"a": 5.5, "b": 7.9, "c": 7.5, "d": 100}.items()
+    }
+    near = best_bounds({name: lost[name] for name in "abc"})
+    assert len(set(near.values())) == 1
+    assert 5 <= near["a"] <= 12
+    far = best_bounds(lost)
+    assert far["a"] < 10
+    assert far["d"] > 80
+    assert best_bounds({}) == {}

@@ -3,6 +3,7 @@
 annotation, computed = annotate_with(cache, salt(…), task, rendered, unit)     # computed: how many texts were new
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from random import Random
 
@@ -14,11 +15,11 @@ from pipeline.survive import annotate_surviving
 from pipeline.tasks.base import Annotation, Task
 from pipeline.unit_texts import Rendered, UnitTexts, of_all
 
-_CHUNKS = 3
+_CHUNKS = 4
 """More of them have more micro-batches, each of which costs some 95 tokens besides its own; with fewer, more texts are
-computed by two actors at once. Simulated with 2 and 4 actors, 4,096 to 60,000 rows and 30% of them repeated: 2, 3 and 4
-are within half a percent of each other."""
-_SMALLEST_CHUNK = 128
+computed by two actors at once. Simulated with 2 and 4 actors, 4,096 to 60,000 rows and 30% of them repeated: 3 to 8 are
+within half a percent of each other."""
+_SMALLEST_CHUNK = 64
 
 
 def annotate_with(
@@ -28,12 +29,12 @@ def annotate_with(
     # Texts that are no keys of a dictionary may be alike still.
     first, which_U = distinct([key(salted, rendered.of(row)) for row in rendered.firsts_U])
     keys = [key(salted, rendered.of(rendered.firsts_U[each])) for each in first]
-    lengths = [len(str(rendered.of(rendered.firsts_U[each])[0])) for each in first]
     schema = pa.schema([*task.fields(), pa.field("tokens", pa.int32()), pa.field("truncated", pa.bool_())])
     known = of_bytes(cache.find(keys), schema)
     said, places = [], []  # tables of rows, and the text of each row
     computed: list[tuple[Annotation, list[int]]] = []
     unknown = [each for each, text in enumerate(keys) if text not in known]
+    lengths = dict(zip(unknown, unit.lengths(task, rendered, [first[each] for each in unknown]), strict=True))
     with cache.claimed([keys[each] for each in unknown]) as theirs:
         chunks = _chunks([each for each in unknown if keys[each] not in theirs], lengths, Random(b"".join(keys[:1])))
         chunks.append([each for each in unknown if keys[each] in theirs])  # by then the others have said most of it
@@ -75,7 +76,7 @@ def _rows(annotation: Annotation, schema: pa.Schema) -> pa.RecordBatch:
     )
 
 
-def _chunks(texts: list[int], lengths: list[int], random: Random) -> list[list[int]]:
+def _chunks(texts: list[int], lengths: Mapping[int, int], random: Random) -> list[list[int]]:
     """The texts in a few parts, each of like lengths, so that no more is padded than of all at once.
 
     After each part the others can find what was said, and leave out what others have said meanwhile. Actors that have

@@ -41,7 +41,7 @@ ACTOR = b"MapWorker"
 
 
 class Spent(threading.Thread):
-    """Processor seconds of this process's descendants, looked at a few times a second."""
+    """Processor seconds of this process's descendants, looked at twice a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -51,7 +51,7 @@ class Spent(threading.Thread):
 
     def run(self) -> None:
         """Look, until `done` is set."""
-        while not self.done.wait(0.25):
+        while not self.done.wait(0.5):
             for pid in family(os.getpid()) - {os.getpid()}:
                 try:
                     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]

@@ -4,6 +4,8 @@
     cache = Cache(folder)                               # one file of SQLite in it
     cache.keep({b"key": b"what was said"})
     cache.find([b"key", b"other"])                      # {b"key": b"what was said"}
+    with cache.claimed([b"other"]) as theirs:           # set(), or {b"other"} where another process computes it now
+        …
 
 What a task says of a text depends on the text, its options and its model alone, so that it may be said again. A key is
 a digest of all of these.
@@ -11,10 +13,11 @@ a digest of all of these.
 
 import hashlib
 import json
+import secrets
 import sqlite3
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ FILE = "said.sqlite"
 _AT_ONCE = 500
 _WAIT_SECONDS = 60.0
 """While another process writes."""
+_CLAIM_SECONDS = 600.0
+"""So old a claim may be of a process that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +81,17 @@ class Cache:
             self._file.execute("PRAGMA synchronous=NORMAL")
             with self._file:
                 self._file.execute("CREATE TABLE IF NOT EXISTS said (key BLOB PRIMARY KEY, value BLOB)")
+                self._file.execute("CREATE TABLE IF NOT EXISTS claimed (key BLOB PRIMARY KEY, who BLOB, at REAL)")
+            self._who = secrets.token_bytes(8)
         except (OSError, sqlite3.Error) as fault:
             raise JobError(f"cache: {self._path} cannot be used: {fault}; name another folder, or none") from fault
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values that are there. A file that cannot be read just now holds none: they are computed."""
-        found: dict[bytes, bytes] = {}
         try:
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                with closing(self._file.execute(f"SELECT key, value FROM said WHERE key IN ({marks})", some)) as rows:
-                    found.update(rows)
+            return dict(self._rows("SELECT key, value FROM said", keys))
         except sqlite3.Error:
             return {}
-        return found
 
     def keep(self, values: Mapping[bytes, bytes]) -> None:
         """Keep what is new. What cannot be kept (a full disk) is computed again another time."""
@@ -99,6 +100,34 @@ class Cache:
                 self._file.executemany("INSERT OR IGNORE INTO said VALUES (?, ?)", values.items())
         except sqlite3.Error:
             return
+
+    @contextmanager
+    def claimed(self, keys: Sequence[bytes]) -> Iterator[set[bytes]]:
+        """Tell the other processes that this one computes these; the block is given those that another one does.
+
+        A word among those who share the work, no lock: nobody waits, and whoever needs a text now may compute it too.
+        """
+        if not keys:
+            yield set()
+            return
+        theirs = set()
+        with suppress(sqlite3.Error):
+            with self._file:
+                self._file.execute("DELETE FROM claimed WHERE at < ?", [time.time() - _CLAIM_SECONDS])
+                rows = ((key, self._who, time.time()) for key in keys)
+                self._file.executemany("INSERT OR IGNORE INTO claimed VALUES (?, ?, ?)", rows)
+            theirs = {key for key, who in self._rows("SELECT key, who FROM claimed", keys) if who != self._who}
+        try:
+            yield theirs
+        finally:
+            with suppress(sqlite3.Error), self._file:
+                self._file.execute("DELETE FROM claimed WHERE who = ?", [self._who])
+
+    def _rows(self, asked: str, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            with closing(self._file.execute(f"{asked} WHERE key IN ({','.join('?' * len(some))})", some)) as rows:
+                yield from rows
 
 
 def _with_log(file: sqlite3.Connection) -> None:

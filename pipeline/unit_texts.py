@@ -19,6 +19,7 @@ from pipeline.inputs import Reads, Source
 from pipeline.quarantine import Failure, Reason
 from pipeline.repeats import distinct
 from pipeline.tasks.base import Annotation, Task, Texts
+from pipeline.text.tokens import Tokens
 
 _NOTHING = frozenset({Reason.NULL_TEXT, Reason.BLANK_TEXT})
 
@@ -61,7 +62,8 @@ class UnitTexts:
         """
         self._table = table
         self._once = once
-        self._tokens = tokens or {}
+        self._tokens = {whose: list(found) for whose, found in (tokens or {}).items()}
+        self._lengths: dict[tuple[Source, str | None], dict[int, int]] = {}
         self._added = added  # also of annotations that are still to come
         self._left_out = frozenset(leave_out)
         self._running = running
@@ -109,6 +111,28 @@ class UnitTexts:
                 rendered.firsts_U = [rows_R[first] for first in firsts]
         return rendered
 
+    def lengths(self, task: Task, rendered: Rendered, chosen: Sequence[int]) -> list[int]:
+        """How long the `chosen` distinct texts are: in tokens where the task can say so ahead, else in characters.
+
+        The tokens are kept for `texts`. Annotations with the same texts and tokenizer are told the same.
+        """
+        tokenizer = None if task.model is None else task.model.tokenizer_digest or task.model.digest
+        lengths = self._lengths.setdefault((rendered.source, tokenizer), {})
+        lacking = [each for each in chosen if rendered.firsts_U[each] not in lengths]
+        rows = [rendered.firsts_U[each] for each in lacking]
+        lengths |= {row: len(str(rendered.of(row)[0])) for row in rows}
+        texts = replace(self.texts(task, rendered, lacking), shared={}, running=None)
+        with contextlib.suppress(Exception):  # `annotate` meets it too, and can say which text is to blame
+            task.tokenise(texts)
+            if texts.tokenised:
+                found_UI = zip(*texts.tokenised.values(), strict=True)
+                lengths |= dict(zip(rows, [sum(map(_count, found_I)) for found_I in found_UI], strict=True))
+            for whose, found in texts.tokenised.items():
+                tokens = self._tokens.setdefault(whose, [None] * self.rows)
+                for row, each in zip(rows, found, strict=True):
+                    tokens[row] = each
+        return [lengths[rendered.firsts_U[each]] for each in chosen]
+
     def texts(self, task: Task, rendered: Rendered, chosen: Sequence[int] | None = None) -> Texts:
         """The distinct texts of an annotation, or the `chosen` ones of these, as its task takes them."""
         rows_U = rendered.firsts_U if chosen is None else [rendered.firsts_U[each] for each in chosen]
@@ -131,6 +155,11 @@ class UnitTexts:
                 rows_of.setdefault(rendered.firsts_U[which], []).append(row)
             texts.running = lambda indices: running([row for index in indices for row in rows_of[rows_U[index]]])
         return texts
+
+
+def _count(found: Any) -> int:
+    """How many tokens these are; a text that the tokenizer refuses has none."""
+    return len(found.ids_T) if isinstance(found, Tokens) else 0
 
 
 def of_all(annotation: Annotation, which_R: list[int]) -> Annotation:

@@ -16,7 +16,8 @@ from pipeline.errors import ModelError
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.output.planfile import PinnedAnnotation
 from pipeline.quarantine import Problem, Reason
-from pipeline.repeats import Repeats
+from pipeline.repeats import Cache, Repeats, key, salt
+from pipeline.unit_texts import UnitTexts
 
 COUNTING = str(Path(__file__).parent.parent / "chaos/counting.py")
 PINNED = PinnedAnnotation(None, None, None, None, None, "cpu", 1, 0)
@@ -286,6 +287,61 @@ def test_a_cache_says_again_what_another_unit_or_run_has_found(
         assert column.type == found.columns[name].type
         for value, wanted in zip(found.columns[name].to_pylist(), column.to_pylist(), strict=True):
             assert value == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_another_actor_computes_now_comes_last_and_is_taken_from_it(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    repeats = Repeats(cache=str(tmp_path))
+    one, other = _embedding(make_encoder(), repeats), _embedding(make_encoder(), repeats)
+    for annotator in (one, other):
+        annotator.load()
+    salted = salt(one._specs[0].decisive())
+    begun = Cache(str(tmp_path))
+    told: list[int] = []
+
+    def meanwhile(module: object, inputs: object) -> None:
+        told.append(len(told) or other.annotate(_table("ak bl")).tokens)
+
+    one._tasks[0].loaded.module.register_forward_pre_hook(meanwhile)  # type: ignore[attr-defined]
+    with begun.claimed([key(salted, [text]) for text in ("ak bl", "eo")]):
+        found = one.annotate(_table("ak bl", "cm dn fk", "eo"))
+    assert told == [4, 1], "another one said the first text while the second was computed; nobody said the third"
+    assert found.repeated_by_annotation == {"e": 1}
+    assert found.columns["e_tokens"].to_pylist() == [4, 5, 3]
+    assert found.tokens == 5 + 3
+    assert one.annotate(_table("eo", "ak bl", "cm dn fk")).tokens == 0
+
+
+def test_texts_are_as_long_as_their_tokens_which_are_found_once(make_encoder: Callable[..., Path]) -> None:
+    reader = _embedding(make_encoder(), Repeats(), prefix="ak ")
+    reader.take_tokenizers()
+    (task,), (reads,) = reader._tasks, reader._reads
+    unit = UnitTexts(_table("verylongword", None, "bl cm dn", "verylongword"), frozenset(), (), None, False, once=True)
+    rendered = unit.rendered(task, reads)
+    assert unit.lengths(task, rendered, [1]) == [4]
+    assert unit.lengths(task, rendered, [0, 1]) == [2, 4]
+    (tokens,) = unit.texts(task, rendered, [1, 0]).ahead.values()
+    assert [len(each.ids_T) for each in tokens] == [4, 2]
+    counting = AnnotationSpec({"name": "n", "task": COUNTING, "text": "text"}, True, None, PINNED).task()
+    assert unit.lengths(counting, rendered, [0, 1]) == [12, 8], "no tokenizer: characters"
+
+
+def test_annotations_that_share_a_pass_share_it_with_a_cache_too(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = pin(ModelSettings(ref=str(make_encoder())))
+    pinned = PinnedAnnotation(model.ref, None, model.digest, "torch", "float32", "cpu", 1, 1024)
+    settings = [{"name": f"d{dim}", "task": "embed", "text": "text", "truncate_dim": dim} for dim in (4, 8)]
+    words = [f"{first}{second} " for first in "abcdefghijklm" for second in "klmnopqrstuvw"]
+    table = _table(*(word * (row % 9 + 1) for row, word in enumerate(words)))
+    told = []
+    for several in (settings, settings[:1]):
+        specs = [AnnotationSpec(each, False, model, pinned) for each in several]
+        annotator = Annotator(specs, table.schema, repeats=Repeats(cache=str(tmp_path / str(len(several)))))
+        annotator.load()
+        told.append(annotator.annotate(table).tokens)
+    assert told[0] == told[1] > 0
 
 
 def test_another_option_or_name_of_the_model_is_another_or_the_same_entry(

@@ -1,4 +1,5 @@
 import sqlite3
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,30 @@ def test_a_cache_keeps_over_processes_and_the_first_value_stays(tmp_path: Path) 
     assert cache.find(keys) == {each: each[-2:] for each in keys[::2]} | {keys[1]: b"new"}
 
 
+def test_what_one_process_computes_now_the_others_know_until_it_has_ended(tmp_path: Path) -> None:
+    one, other = Cache(str(tmp_path)), Cache(str(tmp_path))
+    with one.claimed([b"a", b"b"]) as theirs:
+        assert theirs == set()
+        with other.claimed([b"b", b"c"]) as theirs, one.claimed([b"c", b"a"]) as again:
+            assert (theirs, again) == ({b"b"}, {b"c"}), "its own words are none of another's"
+    with pytest.raises(KeyError), one.claimed([b"a"]):
+        raise KeyError
+    with other.claimed([b"a", b"b"]) as theirs:
+        assert theirs == set()
+
+
+def test_what_a_killed_process_said_it_would_compute_is_forgotten(tmp_path: Path) -> None:
+    keys = [number.to_bytes(32, "big") for number in range(1200)]
+    Cache(str(tmp_path))
+    for at, expected in ((time.time(), set(keys)), (time.time() - 1200, set())):
+        with sqlite3.connect(tmp_path / FILE) as file:
+            file.executemany("INSERT INTO claimed VALUES (?, ?, ?)", [(each, b"killed", at) for each in keys])
+        with Cache(str(tmp_path)).claimed(keys) as theirs:
+            assert theirs == expected
+        with sqlite3.connect(tmp_path / FILE) as file:
+            file.execute("DELETE FROM claimed")
+
+
 def test_a_file_that_is_no_cache_is_told(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"a user's own file, not SQLite's" * 100)
     with pytest.raises(JobError, match=r"cache: .*said\.sqlite cannot be used: file is not a database; name another"):
@@ -73,5 +98,8 @@ def test_a_cache_that_breaks_half_way_holds_nothing_and_ends_no_run(tmp_path: Pa
     cache.keep({b"a": b"1"})
     with sqlite3.connect(tmp_path / FILE) as other:
         other.execute("DROP TABLE said")
+        other.execute("DROP TABLE claimed")
     assert cache.find([b"a"]) == {}
+    with cache.claimed([b"a"]) as theirs:
+        assert theirs == set()
     cache.keep({b"b": b"2"})

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.errors import ModelError
+from pipeline.models.mapped import let_go_of_shared
 
 
 def check_memory(needed_bytes: int, machine_bytes: int) -> None:
@@ -61,7 +62,11 @@ def hold() -> None:
 
 
 def give_back() -> None:
-    """Give back what this process has freed but holds, where its C library can: after a unit of MiniLM 90 MB."""
+    """Give back what this process has freed but holds, where its C library can, and what others hold anyway.
+
+    After a unit of MiniLM 50 MB.
+    """
+    let_go_of_shared()
     library = _own_library()
     if hasattr(library, "malloc_trim"):  # of glibc alone
         library.malloc_trim(0)

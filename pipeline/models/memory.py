@@ -74,7 +74,7 @@ def give_back() -> None:
 
 _PRODUCTS, _PLANS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"  # oneDNN's own, and torch's before it
 _KEPT = {_PRODUCTS: "256"}
-_KEPT_BY_READERS = {_PRODUCTS: "32", _PLANS: "4"}
+_KEPT_BY_READERS = {_PRODUCTS: "16", _PLANS: "4"}
 """Of which none at all would crash torch 2.13. A micro-batch of an encoder asks for ten products, and each of its
 layers for the same."""
 

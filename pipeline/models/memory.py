@@ -12,6 +12,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline.errors import ModelError
 from pipeline.models.mapped import let_go_of_shared
 
@@ -62,11 +64,9 @@ def hold() -> None:
 
 
 def give_back() -> None:
-    """Give back what this process has freed but holds, where its C library can, and what others hold anyway.
-
-    After a unit of MiniLM 50 MB.
-    """
+    """Give back what this process has freed but holds, and what others hold anyway: 50 MB after a unit of MiniLM."""
     let_go_of_shared()
+    pa.default_memory_pool().release_unused()
     library = _own_library()
     if hasattr(library, "malloc_trim"):  # of glibc alone
         library.malloc_trim(0)

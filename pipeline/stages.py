@@ -292,9 +292,12 @@ class AnnotateStage:
             if len(attempt.deaths) >= DEATHS_BESIDE_OTHERS and not self.work.alone:
                 attempt.withdraw()
                 return Envelope(envelope.unit, "suspect")
+            on_cpu = self.work.pools[self.pool].device == "cpu"  # beside a GPU there is memory enough
+            if on_cpu:
+                give_back()  # of the unit before, since when its answer was packed and went into Ray's store
             answer = self._annotate(envelope, attempt)
             attempt.end()
-            if self.work.pools[self.pool].device == "cpu":  # beside a GPU there is memory enough
+            if on_cpu:
                 give_back()
         except Exception as error:  # noqa: BLE001 - the boundary of a process
             return fatal(envelope.unit, error)

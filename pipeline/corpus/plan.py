@@ -88,6 +88,10 @@ class Unit:
 
 UNIT_BYTES = 64 * 2**20
 
+_CPU_UNIT_BYTES = 8 * 2**20
+"""Still seconds of an actor's work. Of 26 million characters MiniLM's held 37 MB as strings and 35 MB as tokens, beside
+what lay in Ray's store."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnitBounds:
@@ -108,7 +112,8 @@ class UnitBounds:
         Those that are read, wait, are annotated and are committed at once have to fit an object store that is small.
         """
         at_once = _UNITS_AT_ONCE * max(2, actors) + 2 * readers
-        size = UNIT_BYTES if store_bytes is None else min(UNIT_BYTES, store_bytes // at_once)
+        most = UNIT_BYTES if device == "cuda" else _CPU_UNIT_BYTES
+        size = most if store_bytes is None else min(most, store_bytes // at_once)
         rows, least_rows, first_rows = (65_536, 1024, 1024) if device == "cuda" else (4096, 64, 16)
         return cls(
             rows, size, min_units=4 * max(actors, readers), least_rows=least_rows, actors=actors, first_rows=first_rows

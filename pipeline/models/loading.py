@@ -25,6 +25,7 @@ from pipeline.models.device import WRITING, settle
 from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
 from pipeline.models.linears import prepare_linears
+from pipeline.models.mapped import letting_go
 from pipeline.models.quietly import quietly
 from pipeline.models.ranges import digest_of, from_bytes
 from pipeline.models.reference import PinnedModel, on_this_node
@@ -222,7 +223,7 @@ def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
     class_name = _class_for(pinned, auto_class)
     kind = getattr(transformers, class_name)
     try:
-        with blank():
+        with blank(), letting_go():
             module, told = kind.from_pretrained(
                 pinned.folder,
                 dtype=dtype,

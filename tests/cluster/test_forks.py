@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -107,6 +108,37 @@ def test_a_process_with_threads_is_not_forked(worker: Path, tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path)
     with Forks.started(["threaded"]) as forks:
         assert _begun(worker, forks).startswith("set up")
+
+
+FREED = """
+import ctypes
+
+class Told(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena a b c d e f used g h".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = Told, ctypes.c_void_p, [ctypes.c_void_p]
+
+def used_after_freeing(count):
+    for each in [libc.malloc(1_000) for _ in range(count)]:
+        libc.free(each)
+    return libc.mallinfo2().used
+
+used_after_freeing(1)
+before = libc.mallinfo2().used
+print(used_after_freeing(7) - before, flush=True)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told")
+def test_what_a_worker_frees_is_free_at_once_unless_the_user_says_otherwise(
+    worker: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.write_text(FREED)
+    assert int(_begun(worker, forks)) < 1_000
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=7")
+    with Forks.started([]) as users:
+        assert int(_begun(worker, users)) > 5_000
 
 
 def test_workers_draw_other_ids_from_rays_randomness_each(worker: Path) -> None:

@@ -174,8 +174,17 @@ def test_units_are_not_made_silly_small_for_idle_actors():
     assert [unit.rows for unit in plan_units([fragment("x", 5)], None, None, bounds)] == [5]
 
 
+def test_units_of_long_texts_have_fewer_rows_where_a_processor_computes():
+    corpus = [fragment(str(number), (3_000, 30 * 2**20)) for number in range(8)]
+    rows = {
+        device: max(unit.rows for unit in plan_units(corpus, None, None, UnitBounds.for_device(device, actors=2)))
+        for device in ("cpu", "cuda")
+    }
+    assert rows == {"cpu": 800, "cuda": 3_000}
+
+
 def test_bounds_follow_the_device():
-    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 64 * 2**20, 32, 12, 64, 3, 16)
+    assert UnitBounds.for_device("cpu", 3) == UnitBounds(4096, 8 * 2**20, 32, 12, 64, 3, 16)
     on_gpu = UnitBounds.for_device("cuda", 1, readers=15)
     assert on_gpu == UnitBounds(65_536, 64 * 2**20, 32, 60, 1024, 1, 1024)
     assert [on_gpu.rows_of(rows) for rows in (21_256, 600_000, 2**30)] == [1024, 10_000, 65_536]

@@ -1,11 +1,15 @@
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipeline.models import attention
 from pipeline.models.attention import (
     PLAIN,
     WRITING,
     _divided_last,
+    _heads_at_once,
     plain_attention,
     use_plain_attention,
     use_writing_attention,
@@ -95,6 +99,32 @@ def test_without_gradients_the_softmax_divides_last_and_scores_of_any_size_give_
         wanted = model(**inputs)[0][real]
         use_plain_attention(model)
         torch.testing.assert_close(model(**inputs)[0][real], wanted, atol=1e-4, rtol=1e-3)
+
+
+@given(st.integers(1, 64), st.integers(0, 1 << 24))
+def test_heads_go_together_as_far_as_their_scores_are_few_and_always_as_many(heads, bytes_each):
+    at_once = _heads_at_once(heads, bytes_each)
+    assert heads % at_once == 0
+    assert at_once == 1 or at_once * bytes_each <= 4 << 20
+    more = next((each for each in range(at_once + 1, heads + 1) if heads % each == 0), None)
+    assert more is None or more * bytes_each > 4 << 20
+
+
+@pytest.mark.parametrize("factor", [1.0, 400.0])
+def test_how_many_heads_go_together_changes_nothing_to_the_bit(factor, monkeypatch):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 3, 12, 40, 32).bfloat16()
+    query[1] *= factor  # beyond what exponentials hold
+    mask = torch.zeros(3, 1, 1, 40)
+    mask[2, ..., 30:] = torch.finfo(torch.float32).min
+    found = []
+    for scores_bytes in (1 << 30, 40_000, 1):
+        monkeypatch.setattr(attention, "_SCORES_BYTES", scores_bytes)
+        with torch.inference_mode():
+            found.append(plain_attention(torch.nn.Linear(1, 1), query, key, value, mask)[0])
+    assert torch.isfinite(found[0]).all()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_exponentials_beyond_what_numbers_hold_are_noticed():

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import ModelError
@@ -12,6 +14,10 @@ from pipeline.models.memory import check_memory, give_back, keep_products, machi
 
 def physical():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def limit(path, text):
@@ -58,15 +64,22 @@ def test_weights_beyond_the_memory_are_refused_with_both_sizes():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps and gives back in a way that can be asked for")
 def test_what_was_freed_goes_back_to_the_system():
-    def held():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     parts = [bytearray(40_000) for _ in range(5000)]
     parts = parts[::10]  # holes between what is left
     before = held()
     give_back()
     assert before - held() > 100_000_000
     assert len(parts) == 500
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what is held")
+def test_what_arrow_has_freed_goes_back_too():
+    buffers = [pa.array(np.arange(400_000)).cast(pa.float64()) for _ in range(30)]
+    assert buffers.pop().sum().as_py() > 0
+    before = held()
+    del buffers
+    give_back()
+    assert before - held() > 80_000_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told what to keep")

@@ -1,0 +1,94 @@
+import ctypes
+import mmap
+import re
+import sys
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from pipeline.models.mapped import let_go_of_file, let_go_of_shared, letting_go
+from tests.pipeline.families.factory import BERT_SIZES
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what is mapped")
+
+
+def resident(kind):
+    """Bytes of this process that lie in memory, of a file's (RssFile) or of what is shared (RssShmem)."""
+    return int(re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model most of whose weights are one table, of 32 MB in float32."""
+    config = transformers.BertConfig(vocab_size=250_000, **BERT_SIZES)
+    folder = tmp_path_factory.mktemp("model")
+    config.save_pretrained(folder)
+    weights = transformers.BertModel(config).state_dict()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def loaded(folder, dtype):
+    return transformers.BertModel.from_pretrained(folder, dtype=dtype)
+
+
+def test_what_is_converted_is_the_same_and_its_file_is_let_go_of_at_once(folder, monkeypatch):
+    held = []
+    set_parameter = transformers.core_model_loading.set_param_for_module
+
+    def looked(*given, **named):
+        held.append(resident("RssFile"))
+        return set_parameter(*given, **named)
+
+    monkeypatch.setattr(transformers.core_model_loading, "set_param_for_module", looked)
+    plain = loaded(folder, torch.bfloat16).state_dict()
+    without = held[-1]  # all the others have been converted
+    with letting_go():
+        found = loaded(folder, torch.bfloat16).state_dict()
+    assert without - held[-1] > 20_000_000
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_what_is_kept_as_the_file_has_it_stays(folder):
+    with letting_go():
+        found = loaded(folder, torch.float32)
+    plain = loaded(folder, torch.float32).state_dict()
+    assert all(torch.equal(each, plain[name]) for name, each in found.state_dict().items())
+
+
+def test_memory_without_a_file_is_not_lost():
+    numbers = torch.full((1_000_000,), 7.0)
+    let_go_of_file(numbers.data_ptr(), numbers.nbytes)
+    assert bool((numbers == 7).all())
+
+
+def test_pages_of_a_file_come_back(tmp_path):
+    (tmp_path / "file").write_bytes(b"words" * 4_000_000)
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
+        assert mapped[:] == b"words" * 4_000_000
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        before = resident("RssFile")
+        let_go_of_file(address + 3, len(mapped) - 3)
+        assert before - resident("RssFile") > 15_000_000
+        assert mapped[:] == b"words" * 4_000_000
+
+
+def test_shared_memory_is_let_go_of_and_not_lost():
+    memory = SharedMemory(create=True, size=20_000_000)
+    shared = memory.buf
+    assert shared is not None
+    try:
+        shared[:] = b"words" * 4_000_000
+        before = resident("RssShmem")
+        let_go_of_shared()
+        assert before - resident("RssShmem") > 15_000_000
+        assert bytes(shared) == b"words" * 4_000_000
+    finally:
+        del shared
+        memory.close()
+        memory.unlink()

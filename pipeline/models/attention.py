@@ -21,6 +21,7 @@ B texts, H heads, Q queries, S keys, D numbers of a head; N = B x H; T tokens of
 """
 
 import contextlib
+import math
 import weakref
 from collections.abc import MutableMapping
 from functools import partial
@@ -111,6 +112,18 @@ def _sum(bias: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return found
 
 
+_UNSEEN: MutableMapping[torch.Tensor, tuple[torch.Tensor, ...]] = WeakTensorKeyDictionary()
+"""By a mask, as long as it lives, which a model's layers share."""
+
+
+def _unseen(mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Which keys nobody sees: their texts, and their places there."""
+    found = _UNSEEN.get(mask)
+    if found is None:
+        found = _UNSEEN[mask] = (mask[:, 0, 0] != 0).nonzero(as_tuple=True)
+    return found
+
+
 def _divided_first(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -152,11 +165,11 @@ def _divided_last(
         each[:, :, real:] = 0
         if mask is not None:
             # Keys that nobody sees get scores of 0: theirs might be infinite, and infinity times 0 is no number.
-            each.transpose(1, 2)[(mask[:, 0, 0] != 0).nonzero(as_tuple=True)] = 0
+            each.transpose(1, 2)[_unseen(mask)] = 0
     query_NQD = query.reshape(batch * heads, queries, width)
     key_NDS = plain_BHSD.view(batch * heads, size, width).transpose(1, 2)
     nothing = query.new_empty(1, 1, 1)  # baddbmm with beta=0 is bmm with a factor
-    exponentials_NQS = torch.baddbmm(nothing, query_NQD, key_NDS, beta=0, alpha=scale).exp_()
+    exponentials_NQS = torch.baddbmm(nothing, query_NQD, key_NDS, beta=0, alpha=scale * math.log2(math.e)).exp2_()
     sums_NQD = torch.bmm(exponentials_NQS, wide_BHSD.view(batch * heads, size, width + 1))
     sums_BHQD = sums_NQD.view(batch, heads, queries, width + 1)
     divisors_BHQ1 = sums_BHQD[..., width:]

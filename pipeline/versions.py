@@ -2,8 +2,8 @@
 
 installed("torch", "no-such-package") -> {"python": "3.12.3", "torch": "2.13.0"}
 computing({"torch"})                  -> {"corpusmill": "0.1.0", "arithmetic": "3", "torch": "2.13.0", …}
-differing([{"torch": "2.12.0"}, {"torch": "2.13.0", "arithmetic": "2"}])
-                                      -> "torch 2.12.0 and 2.13.0, arithmetic unknown and 2"
+differing([{"torch": "2.12.0"}, {"torch": "2.13.0", "arithmetic": "3"}])
+                                      -> "torch 2.12.0 and 2.13.0, arithmetic unknown and 3"
 """
 
 import platform
@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 ARITHMETIC = 3
 """Of corpusmill itself: raised by each change after which the same plan gives other bits, as where texts share their
 micro-batches with others. 2: a micro-batch on a CPU ends before texts so much shorter that padding would cost more.
-3: in OpenVINO's int8 a GELU's outputs are made positive, and what that adds goes off the next bias."""
+3: encoders' layers add up what they read inside their products, in int8 in float32; in OpenVINO's a GELU's outputs are
+made positive, and what that adds goes off the next bias."""
 
 _COMPUTE = ("corpusmill", "tokenizers", "torch", "transformers")
 _OF_ENGINES = ("openvino",)

@@ -25,6 +25,12 @@ def use_fused_activations(model: nn.Module) -> None:
                 setattr(holder, name, nn.GELU(approximate="tanh"))
 
 
+def is_gelu(part: nn.Module | None) -> bool:
+    """Whether it is the exact one, which is what oneDNN computes."""
+    exact = isinstance(part, nn.GELU) and part.approximate == "none"
+    return exact or isinstance(part, GELUActivation | _GeluInPlace)
+
+
 class _GeluInPlace(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return cast("torch.Tensor", torch.ops.aten.gelu_(input))

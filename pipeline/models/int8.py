@@ -21,9 +21,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers.activations import GELUActivation
 
 from pipeline.errors import ModelError
+from pipeline.models.activations import is_gelu
 from pipeline.models.device import default_budget
 from pipeline.models.linears import beside, body_of, replace_linears
 from pipeline.models.ranges import (
@@ -50,6 +50,9 @@ _ZERO = 128
 _WEIGHED_TOKENS = 256
 """Of a micro-batch, by which a bound is chosen: a second or two in all for a small encoder."""
 
+_WHOLE = 1.5 * 2.0**23
+"""A float32 near it has no digits after the point: what is added to it is rounded, and lies in its lowest bits."""
+
 _FEED_FORWARD = (
     ("intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
     ("lin1", "activation", "lin2"),
@@ -58,7 +61,7 @@ _FEED_FORWARD = (
 
 
 class QuantizedLinear(nn.Module):
-    """Linear layers of one input, as one product of bytes: values in bfloat16, or the bytes of another -> bfloat16.
+    """Linear layers of one input, as one product of bytes: values, or the bytes of another -> values in bfloat16.
 
     `takes`: scale and zero point of bytes that come; None: values come, and are rounded here. `gives`: scale and zero
     point of the bytes that leave, after a GELU; None: values leave.
@@ -79,7 +82,7 @@ class QuantizedLinear(nn.Module):
             factors_K = migration(range_.most_K, weights_NK, MIGRATED)
             takes = (symmetric(float((range_.most_K / factors_K).max())), _ZERO)
             weights_NK = weights_NK * factors_K
-            self._steps_K = torch.from_numpy(1 / (factors_K * np.float32(takes[0]))).bfloat16()
+            self._steps_K = torch.from_numpy(1 / (factors_K * np.float32(takes[0])))
         self._scale, self._zero = takes
         self._gives = gives
         integers_NK, scales_N = quantized_weights(weights_NK)
@@ -95,25 +98,38 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As nn.Linear."""
-        bytes_ = input if self._steps_K is None else _rounded(input * self._steps_K)
         scale, zero = (1.0, 0) if self._gives is None else self._gives
         activation, output = ("none", torch.bfloat16) if self._gives is None else ("gelu", torch.uint8)
         return cast(
             "torch.Tensor",
             torch.ops.onednn.qlinear_pointwise(
-                *(bytes_, self._scale, self._zero, self._packed, self._scales_N, self._zeros_N, self._bias_N),
-                *(scale, zero, output, activation, [], "none"),
+                *(self._bytes(input), self._scale, self._zero, self._packed, self._scales_N, self._zeros_N),
+                *(self._bias_N, scale, zero, output, activation, [], "none"),
             ),
         )
 
+    def added_to(self, sums: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+        """`sums`, float32, to which the output is added: in place."""
+        return cast(
+            "torch.Tensor",
+            torch.ops.onednn.qlinear_pointwise.binary(
+                *(self._bytes(input), self._scale, self._zero, self._packed, self._scales_N, self._zeros_N),
+                *(sums, self._bias_N, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "none"),
+            ),
+        )
 
-def _rounded(steps: torch.Tensor) -> torch.Tensor:
-    """Bytes around 128 of numbers around 0, in place; by way of signed ones, which torch converts to six times as fast.
+    def _bytes(self, input: torch.Tensor) -> torch.Tensor:
+        return input if self._steps_K is None else _rounded(input.float(), self._steps_K)
 
-    What is beyond the calibrated range becomes its end.
+
+def _rounded(values: torch.Tensor, steps_K: torch.Tensor) -> torch.Tensor:
+    """Bytes around 128 of float32: steps from 0, rounded. What is beyond the calibrated range becomes its end.
+
+    In three passes, and in float32, in which torch's are faster than in bfloat16.
     """
-    integers = steps.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
-    return integers.contiguous().view(torch.uint8).bitwise_xor_(_ZERO)
+    zero = _WHOLE + _ZERO
+    whole = torch.addcmul(steps_K.new_full((1,), zero), values, steps_K).clamp_(zero - LARGEST, zero + LARGEST)
+    return whole.view(torch.int32).to(torch.int8).view(torch.uint8)
 
 
 @contextmanager
@@ -202,7 +218,7 @@ def _quantize_feed_forward(body: nn.Module, wide_body: nn.Module, ranges: Ranges
             parts = [_part(holder, name) for name in (first, activation, second)]
             linear = type(parts[0]) is nn.Linear and type(parts[2]) is nn.Linear
             inside = [f"{path}.{name}" for name in (first, second)]
-            if not linear or not _is_gelu(parts[1]) or not all(name in ranges for name in inside):
+            if not linear or not is_gelu(parts[1]) or not all(name in ranges for name in inside):
                 continue
             wide = [_linear(wide_body, name) for name in inside]
             between = affine(ranges[inside[1]].least, ranges[inside[1]].greatest)
@@ -220,11 +236,6 @@ def _part(holder: nn.Module, path: str) -> nn.Module | None:
         return holder.get_submodule(path)
     except AttributeError:
         return None
-
-
-def _is_gelu(part: nn.Module | None) -> bool:
-    """Whether it is the exact one, which is what oneDNN computes."""
-    return isinstance(part, GELUActivation) or (isinstance(part, nn.GELU) and part.approximate == "none")
 
 
 @cache

@@ -47,6 +47,12 @@ class PreparedLinear(nn.Module):
             torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, activation, [], approximation),
         )
 
+    def added_to(self, sums: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+        """The output and numbers of its shape, before they are rounded."""
+        return cast(
+            "torch.Tensor", torch.ops.mkldnn._linear_pointwise.binary(input, sums, self.packed, self.bias, "add")
+        )
+
     def times(self, input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """The output times numbers of its shape, before they are rounded."""
         return cast(

@@ -24,6 +24,7 @@ from pipeline.models.blank import blank
 from pipeline.models.device import WRITING, settle
 from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
+from pipeline.models.layers import fuse_layers
 from pipeline.models.linears import prepare_linears
 from pipeline.models.mapped import letting_go
 from pipeline.models.quietly import quietly
@@ -107,9 +108,12 @@ def load(
     packed = False
     if device == "cpu" and dtype in ("bfloat16", "int8") and auto_class not in WRITING:
         use_plain_attention(module, or_eagerly=False)
-        if compute_in_rows(module):
+        in_rows = compute_in_rows(module)
+        if in_rows:
             activate_in_place(module)
         prepare_linears(module)
+        if in_rows:
+            fuse_layers(module)
     elif device == "cpu" and auto_class == "AutoModelForSeq2SeqLM":
         if dtype == "bfloat16":
             use_writing_attention(module)

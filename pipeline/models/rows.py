@@ -156,9 +156,20 @@ def compute_in_rows(model: nn.Module) -> bool:
     way = _WAYS.get(base.config._attn_implementation)
     if way is None:
         return False
-    layers: Any = getattr(base, _LAYERS[type(base).__name__])
-    layers.forward = MethodType(way, layers)
+    stack = _stack(base)
+    stack.forward = MethodType(way, stack)
     return True
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model of these families, in their order."""
+    base: Any = model.base_model
+    found: nn.ModuleList = _stack(base).layer
+    return found
+
+
+def _stack(base: nn.Module) -> Any:
+    return getattr(base, _LAYERS[type(base).__name__])
 
 
 def _in_filled_rows(

@@ -168,6 +168,24 @@ def test_a_query_beyond_gets_the_same_whatever_stands_beside_its_text():
     assert torch.equal(beside, alone)
 
 
+@pytest.mark.parametrize("longest", [22, 31, 47, 258, 300])
+def test_a_text_gets_the_same_to_the_bit_however_long_the_texts_beside_it(longest):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, longest, 32).bfloat16() for _ in range(3))
+    mask = torch.zeros(2, 1, 1, longest, dtype=torch.bfloat16)
+    mask[0, ..., 21:] = torch.finfo(torch.bfloat16).min
+    with torch.inference_mode():
+        beside = _divided_last(query, key, value, mask, 0.2)[:1, :, :21]
+        alone = _divided_last(query[:1, :, :21], key[:1, :, :21], value[:1, :, :21], None, 0.2)
+    assert torch.equal(beside, alone)
+
+
+def test_keys_are_filled_up_to_what_is_summed_at_once(monkeypatch):
+    for tiles, filled in ((True, [32, 32, 96, 288]), (False, [8, 32, 72, 272])):
+        monkeypatch.setattr(attention, "_has_tiles", lambda tiles=tiles: tiles)
+        assert [attention._filled_up(keys) for keys in (1, 32, 70, 257)] == filled
+
+
 def test_exponentials_whose_sum_can_be_held_and_their_products_with_values_cannot():
     query, key = torch.full((1, 1, 1, 4), 9.4).bfloat16(), torch.full((1, 1, 2, 4), 2.35).bfloat16()  # a score of 88
     for size in (3.0, 1e4):

@@ -45,7 +45,7 @@ WRITING = "corpusmill_writing"
 PACKED = "corpusmill_packed"
 
 MOST_TOKENS = 1024
-"""Of a text whose scores are held at once: 24 MB of bfloat16 with twelve heads."""
+"""Of a text whose scores are held at once: 24 MB of bfloat16 where twelve heads go together."""
 
 _TILE_KEYS = 32
 """The matrix unit sums so many products at once. Keys are filled up to a multiple of it: the sums over a text's tokens

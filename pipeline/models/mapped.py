@@ -89,7 +89,7 @@ def let_go_of_shared() -> None:
 
 def _let_go(start: int, stop: int) -> None:
     # Not of memory without a file: what stands there would be lost.
-    _own_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
+    own_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
 
 
 def _mappings() -> list[Mapping]:
@@ -104,5 +104,6 @@ def _mappings() -> list[Mapping]:
 
 
 @cache
-def _own_library() -> ctypes.CDLL:
+def own_library() -> ctypes.CDLL:
+    """The C library of this process."""
     return ctypes.CDLL(None)

@@ -6,16 +6,14 @@ give_back()                                       # after a unit: what was freed
 keep_products(few=True)                         # before the first: what was prepared for a shape is not kept long
 """
 
-import ctypes
 import gc
 import os
-from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.errors import ModelError
-from pipeline.models.mapped import let_go_of_shared
+from pipeline.models.mapped import let_go_of_shared, own_library
 
 
 def check_memory(needed_bytes: int, machine_bytes: int) -> None:
@@ -56,7 +54,7 @@ def hold() -> None:
     """
     gc.collect()
     gc.freeze()
-    library = _own_library()
+    library = own_library()
     if hasattr(library, "mallopt"):  # of glibc alone
         library.mallopt(_MMAP_THRESHOLD, _HELD_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _HELD_BYTES)
@@ -67,7 +65,7 @@ def give_back() -> None:
     """Give back what this process has freed but holds, and what others hold anyway: 50 MB after a unit of MiniLM."""
     let_go_of_shared()
     pa.default_memory_pool().release_unused()
-    library = _own_library()
+    library = own_library()
     if hasattr(library, "malloc_trim"):  # of glibc alone
         library.malloc_trim(0)
 
@@ -89,8 +87,3 @@ def keep_products(few: bool) -> None:
     """
     for name, most in (_KEPT_BY_READERS if few else _KEPT).items():
         os.environ.setdefault(name, most)
-
-
-@cache
-def _own_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

@@ -72,6 +72,13 @@ def test_what_reads_the_same_is_rounded_once_and_weights_are_bytes() -> None:
     nodes = graph.get_ordered_ops()
     rounded = [node for node in nodes if node.get_type_name() == "FakeQuantize"]
     assert len(rounded) == 8, "of a layer: query, key and value together, and three more"
+    after_gelu = [
+        node for node in rounded if node.input_value(0).get_node().input_value(0).get_node().get_type_name() == "Gelu"
+    ]
+    bounds = {tuple(float(node.input_value(at).get_node().get_data().item()) for at in (1, 2)) for node in after_gelu}
+    assert len(after_gelu) == 2
+    assert len(bounds) == 1, "layers share what rounds"
+    assert next(iter(bounds))[0] == 0, "no zero point"
     bytes_ = [
         node
         for node in nodes

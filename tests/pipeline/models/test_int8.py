@@ -9,7 +9,7 @@ from pipeline.errors import ModelError
 from pipeline.models.attention import use_plain_attention
 from pipeline.models.int8 import QuantizedLinear, can_quantize, quantize_linears, watched
 from pipeline.models.linears import prepare_linears
-from pipeline.models.ranges import from_bytes, to_bytes
+from pipeline.models.ranges import BOUNDS, LEAST_OF_GELU, from_bytes, to_bytes
 from pipeline.models.rows import compute_in_rows
 from tests.pipeline.families.factory import BERT_SIZES
 
@@ -89,6 +89,25 @@ def test_one_large_input_does_not_take_the_steps_of_the_others():
         one_step = float(found.most_K.max()) / 127
         coarse = linear((values / one_step).round() * one_step)
         assert float((coarse - wanted).norm() / wanted.norm()) > 0.3
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_the_outputs_of_a_gelu_end_at_one_bound_and_other_ranges_stay_whole(activation):
+    wide = made(transformers.BertConfig(**SMALL, hidden_act=activation))
+    with torch.inference_mode():
+        for layer in wide.encoder.layer:  # to where a GELU is at its least, and beyond
+            layer.intermediate.dense.weight.mul_(20)
+    ranges, _ = looked_at(wide, torch.randint(3, 100, (3, 11)))
+    cut = {name: each for name, each in ranges.items() if name.endswith("output.dense") and "attention" not in name}
+    assert len(cut) == 2
+    assert {each.least for each in cut.values()} == {LEAST_OF_GELU}
+    (bound,) = {each.greatest for each in cut.values()}
+    assert bound in BOUNDS
+    assert all(
+        each.least == -each.most_K.max() or each.greatest == each.most_K.max()
+        for name, each in ranges.items()
+        if name not in cut
+    )
 
 
 def test_what_is_beyond_the_calibrated_range_becomes_its_end():

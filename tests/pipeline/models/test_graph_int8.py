@@ -60,7 +60,9 @@ def test_a_quantised_graph_says_nearly_what_the_module_says(kind: str) -> None:
         with torch.inference_mode():
             wanted = module(**inputs)[name].flatten(0, -2)
         found = getattr(graph(**inputs), name).flatten(0, -2)
-        assert float(nn.functional.cosine_similarity(found, wanted).min()) > 0.98
+        # A bias that does not take back what a GELU's outputs were raised by is off by five times as much.
+        least = 0.999 if kind == "a classifier" else 0.9999
+        assert float(nn.functional.cosine_similarity(found, wanted).min()) > least
         assert not torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), "it was computed in float32"
 
 

@@ -18,7 +18,7 @@ from pipeline.cached import annotate_with
 from pipeline.errors import CorpusmillError, ModelError, OutputError
 from pipeline.inputs import compile_inputs
 from pipeline.models.device import WRITING, lacks, may_pack
-from pipeline.models.engines import TORCH
+from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.ranges import digest_of
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.output.layout import calibration_path
@@ -73,7 +73,9 @@ class AnnotationSpec:
             return self.code is None
         if model.allow_remote_code or model.gguf_file is not None:
             return False
-        if self.pinned.engine != TORCH or self.pinned.dtype == "int8":  # conversion asks for more
+        if self.pinned.engine == OPENVINO:  # it is converted in another process
+            return True
+        if self.pinned.dtype == "int8":  # conversion asks for more
             return False
         return may_pack(self._kind().needs, model.config)
 
@@ -185,9 +187,10 @@ class Annotator:
         if any(spec.model is not None and task.needs for spec, task in zip(self._specs, self._tasks, strict=True)):
             import pipeline.models.loading  # noqa: F401
 
-    def load(self) -> None:
+    def load(self, apart: bool = False) -> None:
         """Load each distinct model once and hand it to the tasks that use it.
 
+        `apart`: what takes much memory for a moment happens in another process.
         Raises ModelError where one cannot be loaded or a task cannot start with it.
         """
         held: dict[tuple[object, ...], LoadedModel] = {}
@@ -203,7 +206,7 @@ class Annotator:
                 key = (spec.model.digest, task.needs, *computes, *own)
                 if key not in held:
                     with timed("weights"):
-                        held[key] = self._loaded(spec, task.needs, module)
+                        held[key] = self._loaded(spec, task.needs, module, apart)
                 with timed(FIRST_PASS):
                     task.start(held[key])
                 self._budgets[spec.name] = held[key].budget
@@ -241,7 +244,7 @@ class Annotator:
                 task.take_tokenizer(held[spec.model.digest])
 
     @staticmethod
-    def _loaded(spec: AnnotationSpec, needs: str, module: Any) -> "LoadedModel":
+    def _loaded(spec: AnnotationSpec, needs: str, module: Any, apart: bool) -> "LoadedModel":
         pinned = spec.pinned
         assert spec.model is not None
         assert pinned.dtype is not None, "a pinned model has a dtype"
@@ -257,7 +260,7 @@ class Annotator:
         from pipeline.models.loading import load  # torch takes seconds; a job without models needs none
 
         how = (pinned.dtype, pinned.device, pinned.threads, pinned.token_budget, pinned.engine or TORCH)
-        return load(spec.model, needs, *how, calibration=spec.calibration)
+        return load(spec.model, needs, *how, calibration=spec.calibration, apart=apart)
 
     def module(self, name: str) -> Any:
         """The torch module of an annotation's model, once it is loaded."""

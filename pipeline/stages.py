@@ -256,7 +256,7 @@ class AnnotateStage:
                     self.annotator.import_libraries()
                 if self.own_process:
                     keep_products(few=not self.annotator.writes)
-                _load(self.annotator, self.work, self.pool)
+                _load(self.annotator, self.work, self.pool, self.own_process)
                 self.slow = self.annotator.slow_here()
                 if self.own_process:
                     hold()
@@ -363,7 +363,7 @@ def _schema_read(work: Work) -> pa.Schema:
     return UnitReader(work.read).empty().schema
 
 
-def _load(annotator: Annotator, work: Work, pool: str | None) -> None:
+def _load(annotator: Annotator, work: Work, pool: str | None, own_process: bool) -> None:
     """Load the models, unless process after process died of it."""
     marks = f"metadata/tmp/attempts-{work.epoch}/loading{'' if pool is None else f'-{pool}'}"
     actors = work.pools[pool].actors
@@ -375,7 +375,7 @@ def _load(annotator: Annotator, work: Work, pool: str | None) -> None:
             f"for want of memory; ask for fewer actors ({section(pool)}.actors, now {actors}) or a smaller model"
         )
     work.store.mark(mark, b"")
-    annotator.load()
+    annotator.load(apart=own_process)
     work.store.delete(mark)
 
 

@@ -1,6 +1,6 @@
 """Linear layers of an OpenVINO graph in eight-bit integers, by the same ranges and scales as torch's (`int8`).
 
-    quantize_graph(graph, bert, ranges) -> 36       # in place, before it is compiled; how many products there are
+    quantize_graph(model, graph, ranges) -> 36      # in place, before it is compiled; how many products there are
 
 What a layer reads is divided by factors of its own and said to be one of 256 steps (`FakeQuantize`); weights are bytes
 and a scale of each output. OpenVINO makes products of bytes of it, with what stands beside them in bfloat16.
@@ -12,28 +12,26 @@ One thread of AVX512_VNNI, MiniLM, Debian descriptions: 1.5 times as many tokens
 torch's int8; one scale for all inputs of a layer gains nothing and has an eighth of the rows below a cosine of 0.99.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.models.graphs import Graph
 from pipeline.models.int8 import MIGRATED
-from pipeline.models.linears import body_of
 from pipeline.models.ranges import LARGEST, Range, Ranges, affine, migration, quantized_weights, symmetric
 
 _STEPS = 256
 
 
-def quantize_graph(graph: Any, model: nn.Module, ranges: Ranges) -> int:
-    """Quantise the linear layers of a graph that `ranges` know, in place; how many they are.
+def quantize_graph(model: Any, graph: Graph, ranges: Ranges) -> int:
+    """Quantise the linear layers that `ranges` know, in place; how many they are.
 
-    `graph` is an `openvino.Model` that the frontend made of `model`, a transformers model that stands in a module of
-    its own as `module`. Raises ModelError: no such layer; ranges that are of another model.
+    `model` is the `openvino.Model` of `graph`. Raises ModelError: no such layer; ranges that are of another model.
     """
-    layers = _layers(graph, model)
+    layers = _layers(model, graph.layers)
     by_input: dict[tuple[str, int], list[str]] = {}  # a query, a key and a value are rounded once
     for path, product in layers.items():
         source = product.input_value(0)
@@ -43,24 +41,18 @@ def quantize_graph(graph: Any, model: nn.Module, ranges: Ranges) -> int:
         try:
             _quantize([layers[path] for path in paths], ranges[paths[0]])
         except ValueError as fault:
-            told = f"what was calibrated is of another model than {type(model).__name__}: {fault}"
-            raise ModelError(told) from fault
+            raise ModelError(f"what was calibrated is of another model than {graph.made_of}: {fault}") from fault
     if not by_input:
-        raise ModelError(f"{type(model).__name__} has no linear layer that dtype: int8 could quantise in OpenVINO")
-    graph.validate_nodes_and_infer_types()
+        raise ModelError(f"{graph.made_of} has no linear layer that dtype: int8 could quantise in OpenVINO")
+    model.validate_nodes_and_infer_types()
     return sum(map(len, by_input.values()))
 
 
-def _layers(graph: Any, model: nn.Module) -> dict[str, Any]:
-    """The products of the body's linear layers, by the layers' names in it; the frontend names nodes by modules."""
-    body = body_of(model)
-    if body is None:
-        raise ModelError(f"{type(model).__name__} is no model of transformers, whose layers dtype: int8 quantises")
-    names = {part: name for name, part in body.named_modules() if type(part) is nn.Linear}
-    paths = {f"__module.module.{name}": names[part] for name, part in model.named_modules() if part in names}
+def _layers(model: Any, layers: Mapping[str, str]) -> dict[str, Any]:
+    """The products of linear layers, by the layers' names; the frontend names nodes by modules."""
     found = {}
-    for node in graph.get_ordered_ops():
-        path = paths.get(node.get_friendly_name().split("/")[0])
+    for node in model.get_ordered_ops():
+        path = layers.get(node.get_friendly_name().split("/")[0])
         if path is not None and node.get_type_name() == "MatMul" and _has_weights(node):
             found[path] = node
     return found

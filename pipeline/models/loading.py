@@ -9,6 +9,7 @@ The files are those of the pinned digest on the node of this process. Every faul
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def load(
     token_budget: int,
     engine: str = TORCH,
     calibration: bytes | None = None,
+    apart: bool = False,
 ) -> LoadedModel:
     """Load the model as the transformers class that the task needs, and its tokenizer; the engine gets its threads.
 
@@ -93,12 +95,13 @@ def load(
     digest here; weights that the class needs are missing or of another shape; a kind of model that the class does not
     know; a tokenizer that cannot be built; one that the engine cannot compute; anything else that transformers refuses.
 
-    `calibration`: what the linear layers are quantised by, where the dtype is int8.
+    `calibration`: what the linear layers are quantised by, where the dtype is int8. `apart`: what takes much memory
+    for a moment happens in another process.
     """
     settle(device, threads)
     pinned = on_this_node(pinned)
     if engine == OPENVINO:
-        return _load_openvino(pinned, auto_class, dtype, threads, token_budget, calibration)
+        return _load_openvino(pinned, auto_class, dtype, threads, token_budget, calibration, apart)
     with quietly():
         module = _module(pinned, auto_class, dtype_named(dtype))
     read_first_token(module)
@@ -149,28 +152,48 @@ def _quantize(module: Any, pinned: PinnedModel, auto_class: str, calibration: by
 
 
 def _load_openvino(
-    pinned: PinnedModel, auto_class: str, dtype: str, threads: int, token_budget: int, calibration: bytes | None
+    pinned: PinnedModel,
+    auto_class: str,
+    dtype: str,
+    threads: int,
+    token_budget: int,
+    calibration: bytes | None,
+    apart: bool,
 ) -> LoadedModel:
-    from pipeline.models.open_vino import converted
+    from pipeline.models import graphs
+    from pipeline.models.conversion import convert, convert_apart
+    from pipeline.models.open_vino import opened
 
-    def module() -> Any:
-        with quietly():
-            found = _module(pinned, auto_class, torch.float32)  # the graph has its own number format
-        read_first_token(found)
-        return found
+    def make(folder: Path) -> None:
+        if apart:
+            convert_apart(pinned, auto_class, folder)
+        else:
+            convert(wide_module(pinned, auto_class), auto_class, folder)
 
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
-        with quietly():
-            ranges = None if calibration is None else from_bytes(calibration)
-            made = converted(module, auto_class, dtype, threads, ranges)
+        ranges = None if calibration is None else from_bytes(calibration)
+        config = transformers.AutoConfig.from_pretrained(pinned.folder, local_files_only=True)
+        kept = partial(graphs.kept, pinned.digest, auto_class, make)
+        module = opened(kept, config, auto_class, dtype, threads, ranges)
     except ModelError as fault:
         told = str(fault) if repr(pinned.ref) in str(fault) else f"model {pinned.ref!r}: {fault}"
         raise ModelError(told) from fault.__cause__
     digest = None if calibration is None else digest_of(calibration)
     return LoadedModel(
-        pinned, made, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO, calibration=digest
+        pinned, module, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO, calibration=digest
     )
+
+
+def wide_module(pinned: PinnedModel, auto_class: str) -> Any:
+    """The torch module in float32, which reads what torch alone would have it read.
+
+    Raises ModelError as `load`.
+    """
+    with quietly():
+        module = _module(pinned, auto_class, torch.float32)
+    read_first_token(module)
+    return module
 
 
 def pack(module: Any) -> bool:

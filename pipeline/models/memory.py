@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.errors import ModelError
-from pipeline.models.mapped import let_go_of_shared, own_library
+from pipeline.models.mapped import let_go_of_code, let_go_of_shared, own_library
 
 
 def check_memory(needed_bytes: int, machine_bytes: int) -> None:
@@ -50,7 +50,8 @@ def hold() -> None:
 
     Python's collector goes through all objects each time that so many new ones were made: 0.2 s for those of torch and
     transformers, a dozen times while the tokens of a large unit are unpacked. And glibc gives large blocks back to the
-    system each time, which fills their pages with zeros anew: 3% of an encoder's time.
+    system each time, which fills their pages with zeros anew: 3% of an encoder's time. What libraries needed to begin
+    is let go of.
     """
     gc.collect()
     gc.freeze()
@@ -59,6 +60,7 @@ def hold() -> None:
         library.mallopt(_MMAP_THRESHOLD, _HELD_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _HELD_BYTES)
         library.mallopt(_TOP_PAD, _GROWS_BY_BYTES)
+    let_go_of_code()
 
 
 def give_back() -> None:

@@ -29,7 +29,7 @@ from pipeline.corpus.plan import Span, Unit
 from pipeline.envelope import Envelope
 from pipeline.errors import JobError, ModelError, OutputError, RunError, WorkerDiedError
 from pipeline.job import AnnotateJob
-from pipeline.models import open_vino
+from pipeline.models import conversion
 from pipeline.models.device import resolve_dtype
 from pipeline.models.ranges import from_bytes
 from pipeline.models.reference import ModelSettings, pin
@@ -350,13 +350,14 @@ def test_an_engine_that_loses_too_much_is_left_to_no_trial(
 
 @pytest.mark.usefixtures("has_openvino")
 def test_where_openvino_cannot_compute_it_torch_does(
-    make_encoder: Make, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+    make_encoder: Make, sentences: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*_: object) -> object:
         raise RuntimeError("no rule for aten::odd")
 
     spec = spec_of(make_encoder(), int8_agreement=0.9)
-    monkeypatch.setattr(open_vino, "_graph", refuse)
+    monkeypatch.setattr(conversion, "_graph", refuse)
+    monkeypatch.setenv("CORPUSMILL_CACHE", str(tmp_path))
     assert done_of(replace(spec, pinned=replace(spec.pinned, engine="auto")), table(sentences)).engine == "torch"
     with pytest.raises(ModelError, match="no rule for aten::odd"):
         calibrate(replace(spec, pinned=replace(spec.pinned, engine="openvino")), table(sentences))

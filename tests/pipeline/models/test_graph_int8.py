@@ -1,6 +1,8 @@
 """Encoders whose graph is quantised: nearly the numbers of float32, products of bytes, and refusals in words."""
 
-from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,20 +12,17 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.graph_int8 import quantize_graph
 from pipeline.models.int8 import watched
-from pipeline.models.quietly import quietly
 from pipeline.models.ranges import Range, from_bytes, to_bytes
 from tests.pipeline.families.factory import BERT_SIZES, DISTILBERT_SIZES
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
 
-from pipeline.models import open_vino
+import openvino
 
-
-@pytest.fixture(autouse=True)
-def _as_it_is_loaded() -> Iterator[None]:
-    with quietly():
-        yield
-
+from pipeline.models.conversion import convert
+from pipeline.models.graphs import Graph
+from pipeline.models.graphs import read as graph_in
+from pipeline.models.open_vino import OpenVinoModule, opened
 
 SMALL = {"vocab_size": 100, **BERT_SIZES}
 MODELS = {
@@ -50,10 +49,25 @@ def looked_at(module: nn.Module) -> dict[str, Range]:
     return from_bytes(to_bytes(ranges))
 
 
+def converted(module: nn.Module, auto_class: str, folder: Path) -> Graph:
+    convert(module, auto_class, folder)
+    graph = graph_in(folder)
+    assert graph is not None
+    return graph
+
+
+def in_int8(graph: Graph, auto_class: str, ranges: dict[str, Range]) -> OpenVinoModule:
+    return opened(lambda: nullcontext(graph), None, auto_class, "int8", 1, ranges)
+
+
+def as_read(graph: Graph) -> Any:
+    return openvino.Core().read_model(graph.xml)
+
+
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_quantised_graph_says_nearly_what_the_module_says(kind: str) -> None:
+def test_a_quantised_graph_says_nearly_what_the_module_says(kind: str, tmp_path: Path) -> None:
     auto_class, module = made(kind)
-    graph = open_vino.converted(lambda: module, auto_class, "int8", 1, looked_at(module))
+    graph = in_int8(converted(module, auto_class, tmp_path), auto_class, looked_at(module))
     name = graph.outputs[0]
     for shape in ((1, 7), (4, 3)):
         inputs = {"input_ids": torch.randint(3, 100, shape), "attention_mask": torch.ones(shape, dtype=torch.long)}
@@ -66,11 +80,12 @@ def test_a_quantised_graph_says_nearly_what_the_module_says(kind: str) -> None:
         assert not torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), "it was computed in float32"
 
 
-def test_what_reads_the_same_is_rounded_once_and_weights_are_bytes() -> None:
+def test_what_reads_the_same_is_rounded_once_and_weights_are_bytes(tmp_path: Path) -> None:
     auto_class, module = made("bert")
-    graph = open_vino._graph_of(module, auto_class, None)
+    kept = converted(module, auto_class, tmp_path)
+    graph = as_read(kept)
     layers = sum(type(part) is nn.Linear for part in module.modules()) - 1  # nobody reads what the pooler says
-    assert quantize_graph(graph, module, looked_at(module)) == layers == 12
+    assert quantize_graph(graph, kept, looked_at(module)) == layers == 12
     nodes = graph.get_ordered_ops()
     rounded = [node for node in nodes if node.get_type_name() == "FakeQuantize"]
     assert len(rounded) == 8, "of a layer: query, key and value together, and three more"
@@ -89,22 +104,22 @@ def test_what_reads_the_same_is_rounded_once_and_weights_are_bytes() -> None:
     assert len(bytes_) == layers
 
 
-def test_a_graph_compiled_anew_is_quantised_again() -> None:
+def test_a_graph_compiled_anew_is_quantised_again(tmp_path: Path) -> None:
     auto_class, module = made("bert")
-    graph = open_vino.converted(lambda: module, auto_class, "int8", 1, looked_at(module))
+    graph = in_int8(converted(module, auto_class, tmp_path), auto_class, looked_at(module))
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     before = graph(**inputs).last_hidden_state
     graph._begin()
     assert torch.equal(graph(**inputs).last_hidden_state, before)
 
 
-def test_layers_that_nobody_watched_stay_and_a_model_without_any_is_refused() -> None:
+def test_layers_that_nobody_watched_stay_and_a_model_without_any_is_refused(tmp_path: Path) -> None:
     auto_class, module = made("bert")
-    ranges = looked_at(module)
+    graph, ranges = converted(module, auto_class, tmp_path), looked_at(module)
     some = {name: each for name, each in ranges.items() if ".1." not in name}
-    assert quantize_graph(open_vino._graph_of(module, auto_class, None), module, some) == 6
+    assert quantize_graph(as_read(graph), graph, some) == 6
     with pytest.raises(ModelError, match=r"BertModel has no linear layer that dtype: int8 could.*`engine: torch`, or"):
-        open_vino.converted(lambda: module, auto_class, "int8", 1, {})
+        in_int8(graph, auto_class, {})
     narrow = {name: Range(each.most_K[:-1], each.least, each.greatest) for name, each in ranges.items()}
     with pytest.raises(ModelError, match="what was calibrated is of another model than BertModel"):
-        open_vino.converted(lambda: module, auto_class, "int8", 1, narrow)
+        in_int8(graph, auto_class, narrow)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from pipeline.models.mapped import let_go_of_file, let_go_of_shared, letting_go
+from pipeline.models.mapped import let_go_of_code, let_go_of_file, let_go_of_path, let_go_of_shared, letting_go
 from tests.pipeline.families.factory import BERT_SIZES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what is mapped")
@@ -76,6 +76,31 @@ def test_pages_of_a_file_come_back(tmp_path):
         let_go_of_file(address + 3, len(mapped) - 3)
         assert before - resident("RssFile") > 15_000_000
         assert mapped[:] == b"words" * 4_000_000
+
+
+def test_a_file_is_let_go_of_by_its_name_though_it_is_deleted(tmp_path):
+    (tmp_path / "file").write_bytes(b"words" * 4_000_000)
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for _ in range(2):
+            assert mapped[:] == b"words" * 4_000_000
+            before = resident("RssFile")
+            let_go_of_path(tmp_path / "another")
+            assert resident("RssFile") == before
+            let_go_of_path(tmp_path / "file")
+            assert before - resident("RssFile") > 15_000_000
+            (tmp_path / "file").unlink(missing_ok=True)
+
+
+def test_code_of_libraries_is_let_go_of_and_comes_back():
+    numbers = torch.arange(64.0).reshape(8, 8)
+    wanted = (numbers @ numbers).softmax(1)
+    before = resident("RssFile")
+    let_go_of_code()
+    assert before - resident("RssFile") > 20_000_000, "torch alone has more than that"
+    assert torch.equal((numbers @ numbers).softmax(1), wanted)
+    before = resident("RssAnon")
+    let_go_of_code()
+    assert resident("RssAnon") >= before - 1_000_000, "what a library has written stays"
 
 
 def test_shared_memory_is_let_go_of_and_not_lost():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,9 +148,8 @@ def test_a_graph_that_cannot_be_compiled_anew_ends_the_run_in_words() -> None:
 def test_a_graph_that_says_otherwise_is_refused(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_graph = open_vino._compiled
 
-    def of_another_text(graph: object, dtype: str, threads: int) -> object:
-        compiled = compile_graph(graph, dtype, threads)
-        return _Shifted(compiled)
+    def of_another_text(*given: Any) -> object:
+        return _Shifted(compile_graph(*given))
 
     monkeypatch.setattr(open_vino, "_compiled", of_another_text)
     with pytest.raises(ModelError, match=r"BertModel converted to OpenVINO gives other numbers .*`engine: torch`"):
@@ -171,12 +171,12 @@ class _Shifted:
         return self._request.infer({**given, "input_ids": given["input_ids"] + 1}, **options)
 
 
-def test_a_model_that_cannot_be_converted_is_refused_in_words(
+def test_a_graph_that_cannot_be_compiled_is_refused_in_words(
     make_encoder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> object:
-        raise RuntimeError("no rule for aten::odd\nand more")
+        raise RuntimeError("no kernel for Odd\nand more")
 
-    monkeypatch.setattr(open_vino, "_graph", refuse)
-    with pytest.raises(ModelError, match=r"cannot be converted to OpenVINO: RuntimeError: no rule for aten::odd; set"):
+    monkeypatch.setattr(open_vino, "_compiled", refuse)
+    with pytest.raises(ModelError, match=r"BertModel .* cannot be compiled: RuntimeError: no kernel for Odd; set `eng"):
         _loaded(make_encoder(), "AutoModel", "openvino")

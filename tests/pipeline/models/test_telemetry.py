@@ -17,8 +17,12 @@ class Plus(torch.nn.Module):
 given = {"input_ids": torch.ones((1, 3), dtype=torch.long)}
 """
 ENGINE = """
-from pipeline.models.open_vino import _compiled, _graph
-print(_compiled(_graph(Plus(), given), "float32", 1)(dict(given))[0].tolist())
+from pathlib import Path
+from pipeline.models.conversion import _graph, _save
+from pipeline.models.graphs import Graph
+from pipeline.models.open_vino import _compiled
+_save(_graph(Plus(), given), Path.home())
+print(_compiled(Graph(Path.home(), "Plus", {}), "float32", 1, None)(dict(given))[0].tolist())
 """
 PEER = """
 from types import SimpleNamespace

@@ -1,0 +1,164 @@
+"""A transformers model becomes a graph of OpenVINO's in files (`graphs`), here or in a process apart.
+
+    convert(bert, "AutoModel", folder)
+    convert_apart(pinned, "AutoModel", folder)
+    python -m pipeline.models.conversion < wish.json      # {"model": {…}, "auto_class": "AutoModel", "folder": "…"}
+
+What it takes is more than the graph does: the module in float32, its trace, a computer algebra system that torch's
+tracing imports. An actor of MiniLM that converted it itself held 830 MB at its peak.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.models import graphs
+from pipeline.models.engines import OUTPUTS
+from pipeline.models.linears import body_of
+from pipeline.models.quietly import quietly
+from pipeline.models.reference import PinnedModel
+from pipeline.models.telemetry import without_telemetry
+
+_EXAMPLE = (2, 8)  # B, L
+_TRIED = (3, 19)
+_MOST_TRIED_IDS = 1000
+
+_ADVICE = "set `engine: torch`"
+
+
+def convert(module: nn.Module, auto_class: str, folder: Path) -> None:
+    """Write the module of a transformers class, in float32, as a graph into an empty folder.
+
+    Raises ModelError where it cannot be converted.
+    """
+    plain = _Plain(module, OUTPUTS[auto_class]).eval()
+    try:
+        with quietly(), torch.inference_mode():
+            _save(_graph(plain, _texts(module, *_EXAMPLE)), folder)
+            texts = _texts(module, *_TRIED)
+            said = plain(**texts)
+    except Exception as fault:
+        gist = (str(fault).strip().splitlines() or ["no message"])[0]
+        raise ModelError(
+            f"{type(module).__name__} cannot be converted to OpenVINO: {type(fault).__name__}: {gist[:300]}; {_ADVICE}"
+        ) from fault
+    graphs.write(
+        folder,
+        type(module).__name__,
+        linear_nodes(module),
+        graphs.Said(
+            {name: values.numpy() for name, values in texts.items()},
+            {name: values.float().numpy() for name, values in zip(plain.outputs, said, strict=True)},
+        ),
+    )
+
+
+def linear_nodes(module: nn.Module) -> dict[str, str]:
+    """The linear layers of a model's body, by what the frontend names their nodes after; none of what has no body."""
+    body = body_of(module)
+    names = {} if body is None else {part: name for name, part in body.named_modules() if type(part) is nn.Linear}
+    return {f"__module.module.{name}": names[part] for name, part in module.named_modules() if part in names}
+
+
+class _Plain(nn.Module):
+    """A module as a graph is made of it: tensors in, the wanted tensors out."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.outputs = module, outputs
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        found = self.module(input_ids=input_ids, attention_mask=attention_mask, **types)
+        return tuple(found[name] for name in self.outputs)
+
+
+def _texts(module: Any, texts: int, tokens: int) -> dict[str, torch.Tensor]:
+    """Texts of several lengths, padded; the same each time."""
+    most = min(_MOST_TRIED_IDS, int(module.config.get_text_config().vocab_size))
+    pad_id = getattr(module.config, "pad_token_id", None) or 0
+    ids_BL = torch.randint(most // 2, most, (texts, tokens), generator=torch.Generator().manual_seed(7))
+    mask_BL = (torch.arange(tokens) < tokens - 3 * torch.arange(texts)[:, None]).long()
+    found = {"input_ids": ids_BL.masked_fill(mask_BL == 0, pad_id), "attention_mask": mask_BL}
+    if "token_type_ids" in inspect.signature(module.forward).parameters:
+        found["token_type_ids"] = torch.zeros_like(ids_BL)
+    return found
+
+
+def _graph(plain: nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
+    """An `openvino.Model` with inputs of any shape."""
+    without_telemetry()
+    from openvino import PartialShape
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(plain, example_input=dict(example))  # nothing else keeps it alive
+    graph = frontend.convert(frontend.load(decoder))
+    for port, name in zip(graph.inputs, example, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_partial_shape(PartialShape([-1, -1]))
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _save(graph: Any, folder: Path) -> None:
+    import openvino
+
+    openvino.save_model(graph, folder / graphs.XML, compress_to_fp16=False)
+
+
+def convert_apart(pinned: PinnedModel, auto_class: str, folder: Path) -> None:
+    """Load the model that lies on this node and `convert` it, in a process of its own.
+
+    Raises ModelError: it cannot be loaded or converted; the process died.
+    """
+    wish = {"model": asdict(pinned), "auto_class": auto_class, "folder": str(folder)}
+    path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
+    process = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(wish),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ModelError(
+            f"model {pinned.ref!r} was not converted to OpenVINO, for the process that does it ended with "
+            f"{process.returncode}: {last[:300]}; {_ADVICE}"
+        )
+    if process.stdout.strip():
+        raise ModelError(json.loads(process.stdout.splitlines()[-1])["fault"])
+
+
+def main() -> None:
+    """Convert what standard input names; a ModelError is told on standard output."""
+    wish = json.load(sys.stdin)
+    from pipeline.models.lean import import_lean
+
+    import_lean()
+    from pipeline.models.loading import wide_module
+
+    pinned = PinnedModel(**wish["model"])
+    try:
+        convert(wide_module(pinned, wish["auto_class"]), wish["auto_class"], Path(wish["folder"]))
+    except ModelError as fault:
+        print(json.dumps({"fault": str(fault)}))  # noqa: T201 - to the process that asked
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Graphs: models as OpenVINO's own files, converted once on each node and kept for those who come after.
+
+    with kept(digest, "AutoModel", make) as graph:      # `make(folder)` converts, where nobody has
+        graph.xml, graph.layers, graph.said()
+
+    ~/.cache/corpusmill/graphs/5f0c…/                   # or in $CORPUSMILL_CACHE, or $XDG_CACHE_HOME/corpusmill
+        graph.xml, graph.bin    in float32, with inputs of any shape
+        said.safetensors        the tokens of some texts, and what torch says of them in float32
+        graph.json              written last: {"made_of": "BertModel", "layers": {…}, "files": {"graph.bin": sha256, …}}
+
+Files that are not what they were when they were written are made anew. Without torch.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+from safetensors.numpy import load_file, save_file
+
+FORMAT = 1
+"""Of what is kept, and of how it is converted: another one is not taken for this one."""
+
+CACHE = "CORPUSMILL_CACHE"
+"""The variable that names the folder of what can be made again."""
+
+KEPT_BYTES = 4 << 30
+"""So much is kept of what nobody used for an hour; the oldest goes first."""
+
+XML, _WEIGHTS, _SAID, _TOLD = "graph.xml", "graph.bin", "said.safetensors", "graph.json"
+_INPUT, _OUTPUT = "input.", "output."
+_IN_USE_SECONDS = 3600.0
+_ABANDONED_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Some texts and what torch says of them, in float32."""
+
+    inputs: Mapping[str, npt.NDArray[np.int64]]  # (B, L) each
+    outputs: Mapping[str, npt.NDArray[np.float32]]  # (B, L, D) or (B, D)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One model's, as it lies on the disk."""
+
+    folder: Path
+    made_of: str  # the class of the module
+    layers: Mapping[str, str]  # by the name of a linear layer's node, what the layer is called in the model's body
+
+    @property
+    def xml(self) -> Path:
+        """What OpenVINO opens."""
+        return self.folder / XML
+
+    @property
+    def weights(self) -> Path:
+        """What it maps into memory then."""
+        return self.folder / _WEIGHTS
+
+    def said(self) -> Said:
+        """What it has to say, nearly, of some texts."""
+        every = load_file(self.folder / _SAID)
+        inputs, outputs = (
+            {name.removeprefix(kind): values for name, values in every.items() if name.startswith(kind)}
+            for kind in (_INPUT, _OUTPUT)
+        )
+        return Said(inputs, outputs)
+
+
+def write(folder: Path, made_of: str, layers: Mapping[str, str], said: Said) -> None:
+    """Tell of a graph that was saved as `folder / "graph.xml"`, and so say that it is whole."""
+    tensors = {_INPUT + name: values for name, values in said.inputs.items()}
+    save_file(tensors | {_OUTPUT + name: values for name, values in said.outputs.items()}, folder / _SAID)
+    told = {"made_of": made_of, "layers": dict(layers), "files": _digests(folder)}
+    (folder / _TOLD).write_text(json.dumps(told), "utf-8")
+
+
+def read(folder: Path) -> Graph | None:
+    """The graph in a folder; None where there is none, or not as it was written."""
+    try:
+        told = json.loads((folder / _TOLD).read_text("utf-8"))
+        return Graph(folder, told["made_of"], told["layers"]) if told["files"] == _digests(folder) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for name in (XML, _WEIGHTS, _SAID):
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+@contextlib.contextmanager
+def kept(digest: str, auto_class: str, make: Callable[[Path], None]) -> Iterator[Graph]:
+    """The graph of the model with that digest, loaded as that class of transformers; its files lie there in the block.
+
+    Processes of a node that ask at once wait for the one that makes it. Where nothing can be kept it is made for the
+    block alone. Raises what `make` raises, which is given an empty folder and ends with `write`.
+    """
+    try:
+        folder = _folder(digest, auto_class)
+        with FileLock(folder.with_suffix(".lock")):
+            if (graph := read(folder)) is None:
+                _make(folder, make)
+                graph = read(folder)
+            else:
+                os.utime(folder / _TOLD)
+    except OSError:  # a cache that cannot be written, or is full
+        graph = None
+    if graph is not None:
+        yield graph
+        return
+    with tempfile.TemporaryDirectory(prefix="corpusmill-graph-", ignore_cleanup_errors=True) as alone:
+        make(Path(alone))
+        made = read(Path(alone))
+        assert made is not None, "it was written a moment ago"
+        yield made
+
+
+def _folder(digest: str, auto_class: str) -> Path:
+    versions = {name: version(name) for name in ("openvino", "torch", "transformers")}
+    key = json.dumps([FORMAT, digest, auto_class, versions], sort_keys=True)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = Path(os.environ.get(CACHE) or Path(home, "corpusmill")) / "graphs"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    """Whole or not at all."""
+    _make_room(folder.parent)
+    new = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
+    try:
+        make(new)
+        shutil.rmtree(folder, ignore_errors=True)  # what was there was not whole
+        new.replace(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _make_room(cache: Path) -> None:
+    """Delete what nobody used lately beyond `KEPT_BYTES`, and what was left behind half made."""
+    now, held = time.time(), 0
+    graphs = []
+    for folder in (each for each in cache.iterdir() if each.is_dir()):
+        told = folder / _TOLD
+        used = (told if told.is_file() else folder).stat().st_mtime
+        graphs.append((used, folder, sum(file.stat().st_size for file in folder.iterdir())))
+    for used, folder, size in sorted(graphs, reverse=True):
+        held += size
+        half = folder.name.startswith("new-")
+        if now - used > (_ABANDONED_SECONDS if half else _IN_USE_SECONDS) and (half or held > KEPT_BYTES):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""A model is converted here or in a process apart alike; what it cannot be is told in words."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.models import conversion, graphs
+from pipeline.models.loading import load, wide_module
+from pipeline.models.reference import ModelSettings, PinnedModel, pin
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def pinned(make_encoder: Make) -> PinnedModel:
+    return pin(ModelSettings(ref=str(make_encoder())))
+
+
+def test_apart_it_is_what_it_is_here_and_says_what_torch_says(
+    pinned: PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORPUSMILL_CACHE", str(tmp_path))
+    loaded = load(pinned, "AutoModel", "float32", "cpu", 1, 256, "openvino", apart=True)
+    (told,) = tmp_path.glob("graphs/*/graph.json")
+    apart, here = graphs.read(told.parent), tmp_path / "here"
+    here.mkdir()
+    module = wide_module(pinned, "AutoModel")
+    conversion.convert(module, "AutoModel", here)
+    graph = graphs.read(here)
+    assert apart is not None
+    assert graph is not None
+    assert (apart.made_of, apart.layers) == (graph.made_of, graph.layers)
+    assert apart.weights.read_bytes() == graph.weights.read_bytes()
+    assert list(graph.said().outputs) == ["last_hidden_state"]
+    for name, values in graph.said().outputs.items():
+        assert np.array_equal(apart.said().outputs[name], values)
+
+    ids_BL = torch.tensor([[2, 9, 8, 3]])
+    found = loaded.module(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).last_hidden_state
+    with torch.inference_mode():
+        wanted = module(input_ids=ids_BL).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    assert loaded.pad_id == 0
+
+
+def test_it_tells_what_torch_says_of_texts_of_several_lengths(pinned: PinnedModel, tmp_path: Path) -> None:
+    module = wide_module(pinned, "AutoModel")
+    conversion.convert(module, "AutoModel", tmp_path)
+    graph = graphs.read(tmp_path)
+    assert graph is not None
+    said = graph.said()
+    inputs = {name: torch.from_numpy(values) for name, values in said.inputs.items()}
+    assert len(set(inputs["attention_mask"].sum(1).tolist())) == len(inputs["attention_mask"]) > 1
+    with torch.inference_mode():
+        wanted = module(**inputs).last_hidden_state
+    torch.testing.assert_close(torch.from_numpy(said.outputs["last_hidden_state"]), wanted)
+    layers = {name for name, part in module.named_modules() if type(part) is nn.Linear}
+    assert set(graph.layers.values()) == layers
+
+
+def test_what_a_process_apart_refuses_is_refused_here_in_its_words(pinned: PinnedModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model '.*' lacks 2 weights that BertForSequenceClassification needs"):
+        conversion.convert_apart(pinned, "AutoModelForSequenceClassification", tmp_path)
+    assert graphs.read(tmp_path) is None
+
+
+def test_a_process_apart_that_dies_is_told(
+    pinned: PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho first >&2\necho last >&2\nkill -9 $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    with pytest.raises(ModelError, match=r"was not converted .* ended with -9: last; set `engine: torch`"):
+        conversion.convert_apart(pinned, "AutoModel", tmp_path)
+
+
+def test_a_model_that_cannot_be_converted_is_refused_in_words(
+    pinned: PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise RuntimeError("no rule for aten::odd\nand more")
+
+    monkeypatch.setattr(conversion, "_graph", refuse)
+    with pytest.raises(ModelError, match=r"BertModel cannot be converted .* RuntimeError: no rule for aten::odd; set"):
+        conversion.convert(wide_module(pinned, "AutoModel"), "AutoModel", tmp_path)
+
+
+def test_layers_of_a_model_with_a_head_are_those_of_its_body() -> None:
+    config = transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    nodes = conversion.linear_nodes(transformers.BertForSequenceClassification(config))
+    assert nodes["__module.module.bert.encoder.layer.0.output.dense"] == "encoder.layer.0.output.dense"
+    assert not any("classifier" in name for name in nodes)
+    assert conversion.linear_nodes(nn.Sequential(nn.Linear(2, 2))) == {}

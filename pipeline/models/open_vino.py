@@ -22,6 +22,7 @@ import torch
 from pipeline.errors import ModelError, RunError
 from pipeline.models.engines import OUTPUTS
 from pipeline.models.graph_int8 import quantize_graph
+from pipeline.models.graph_tables import halve_tables
 from pipeline.models.graphs import Graph, Said
 from pipeline.models.mapped import let_go_of_path
 from pipeline.models.ranges import Ranges
@@ -143,6 +144,9 @@ def _compiled(graph: Graph, dtype: str, threads: int, ranges: Ranges | None) -> 
 
     core = openvino.Core()
     model = core.read_model(graph.xml)
+    if dtype != "float32":
+        halve_tables(model)
+        let_go_of_path(graph.weights)
     if ranges is not None:
         quantize_graph(model, graph, ranges)
         let_go_of_path(graph.weights)

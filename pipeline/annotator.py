@@ -73,7 +73,7 @@ class AnnotationSpec:
             return self.code is None
         if model.allow_remote_code or model.gguf_file is not None:
             return False
-        if self.pinned.engine != TORCH or self.pinned.dtype == "int8":  # conversion asks for more
+        if self.pinned.engine != TORCH:  # conversion asks for more
             return False
         return may_pack(self._kind().needs, model.config)
 

@@ -212,6 +212,21 @@ def test_an_actor_on_a_node_that_is_unlike_the_drivers_says_so(
     assert re.match(words, refused.told["message"])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_actors_import_what_reads_alone_where_torch_computes(
+    bench: Make, make_encoder: Callable[..., Path], dtype: str
+) -> None:
+    unit = bench(["ak bl"], annotation={"task": "embed", "model": {"ref": str(make_encoder())}})
+
+    def imports(**options: Any) -> list[str]:
+        (spec,) = unit.work.annotations
+        spec = replace(spec, pinned=replace(spec.pinned, dtype=dtype, **options))
+        return replace(unit.work, annotations=(spec,)).imports
+
+    assert imports(engine="torch") == ["pipeline.models.lean:import_lean"]
+    assert imports(engine="openvino") == imports(engine="auto") == ["pipeline.models.loading"]
+
+
 def test_two_units_at_once_become_what_each_becomes_alone(bench: Make, make_encoder: Callable[..., Path]) -> None:
     texts = [[f"ak {'bl ' * number}" for number in range(1, 30)], [f"cm {'ak ' * number}" for number in range(1, 20)]]
     unit = bench(*texts, annotation={"task": "embed", "model": {"ref": str(make_encoder())}})

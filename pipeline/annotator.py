@@ -75,8 +75,6 @@ class AnnotationSpec:
             return False
         if self.pinned.engine == OPENVINO:  # it is converted in another process
             return True
-        if self.pinned.dtype == "int8":  # conversion asks for more
-            return False
         return may_pack(self._kind().needs, model.config)
 
     def decisive(self) -> dict[str, Any]:

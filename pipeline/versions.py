@@ -14,8 +14,8 @@ ARITHMETIC = 4
 """Of corpusmill itself: raised by each change after which the same plan gives other bits, as where texts share their
 micro-batches with others. 2: a micro-batch on a CPU ends before texts so much shorter that padding would cost more.
 3: encoders' layers add up what they read inside their products, in int8 in float32; in OpenVINO's a GELU's outputs are
-made positive, and what that adds goes off the next bias. 4: where OpenVINO computes in bfloat16 or int8, tables of words
-are in float16."""
+made positive, and what that adds goes off the next bias. 4: OpenVINO has tables of words in float16, unless it computes
+in float32."""
 
 _COMPUTE = ("corpusmill", "tokenizers", "torch", "transformers")
 _OF_ENGINES = ("openvino",)

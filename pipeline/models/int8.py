@@ -12,7 +12,7 @@ of one thread on AVX512_VNNI: 1.4 times as fast as bfloat16, and the products al
 whose scales are found anew in each batch, where nothing is migrated, lose far more.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -25,7 +25,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.activations import is_gelu
 from pipeline.models.device import default_budget
-from pipeline.models.linears import beside, body_of, replace_linears
+from pipeline.models.linears import beside, body_of, holders, replace_linears
 from pipeline.models.ranges import (
     LARGEST,
     LEAST_OF_GELU,
@@ -74,14 +74,14 @@ class QuantizedLinear(nn.Module):
         takes: tuple[float, int] | None = None,
         gives: tuple[float, int] | None = None,
     ) -> None:
-        """Quantise the weights of float32 layers."""
+        """Quantise the weights of layers in a format that loses nothing in float32."""
         super().__init__()
-        weights_NK = torch.cat([linear.weight.detach() for linear in linears]).float().numpy()
+        weights_NK = torch.cat([linear.weight.detach() for linear in linears]).float().numpy()  # a copy of our own
         self._steps_K: torch.Tensor | None = None  # a value times it is a number of steps
         if takes is None:
             factors_K = migration(range_.most_K, weights_NK, MIGRATED)
             takes = (symmetric(float((range_.most_K / factors_K).max())), _ZERO)
-            weights_NK = weights_NK * factors_K
+            weights_NK *= factors_K
             self._steps_K = torch.from_numpy(1 / (factors_K * np.float32(takes[0])))
         self._scale, self._zero = takes
         self._gives = gives
@@ -181,24 +181,35 @@ class _Watch:
             self.found[name] = replace(self.found[name], least=LEAST_OF_GELU, greatest=bound)
 
 
-def quantize_linears(model: nn.Module, wide: nn.Module, ranges: Ranges) -> int:
+def quantize_linears(
+    model: nn.Module, wide: nn.Module, ranges: Ranges, done_with: Callable[[torch.Tensor], None] | None = None
+) -> int:
     """Quantise the linear layers of the body of a transformers model that `ranges` know, in place; how many they are.
 
-    `wide` is the same model in float32. Raises ModelError: no such layer; ranges that are of another model.
+    `wide` is the same model as it was trained: in float32, or in a format that loses nothing there. `done_with` is told
+    each of its weights that is needed no more. Raises ModelError: no such layer; ranges that are of another model.
     """
     body, wide_body = body_of(model), body_of(wide)
     if body is None or wide_body is None:
         raise ModelError(f"{type(model).__name__} is no model of transformers, whose layers dtype: int8 quantises")
-    names = {part: name for name, part in body.named_modules()}
+    places = {holder: place for place, holder in holders(body)}
     before = sum(type(part) is nn.Linear for part in body.modules())
+
+    def quantized(paths: Sequence[str], **around: tuple[float, int]) -> QuantizedLinear:
+        linears = [cast("nn.Linear", wide_body.get_submodule(path)) for path in paths]
+        product = QuantizedLinear(linears, ranges[paths[0]], **around)
+        if done_with is not None:
+            for linear in linears:
+                done_with(linear.weight)
+        return product
+
     try:
         if can_compute_in_rows(model):
-            _quantize_feed_forward(body, wide_body, ranges)
+            _quantize_feed_forward(body, ranges, quantized)
         for holder, several in beside(body):
-            paths = [names[linear] for linear in several.values()]
+            paths = [".".join(filter(None, [places[holder], name])) for name in several]
             if all(path in ranges for path in paths):
-                product = QuantizedLinear([_linear(wide_body, path) for path in paths], ranges[paths[0]])
-                replace_linears(holder, several, partial(_already, product))
+                replace_linears(holder, several, partial(_already, quantized(paths)))
     except (ValueError, AttributeError) as fault:
         raise ModelError(f"what was calibrated is of another model than {type(model).__name__}: {fault}") from fault
     done = before - sum(type(part) is nn.Linear for part in body.modules())
@@ -211,24 +222,19 @@ def _already(product: nn.Module, _: Sequence[nn.Linear]) -> nn.Module:
     return product
 
 
-def _quantize_feed_forward(body: nn.Module, wide_body: nn.Module, ranges: Ranges) -> None:
+def _quantize_feed_forward(body: nn.Module, ranges: Ranges, quantized: Callable[..., QuantizedLinear]) -> None:
     """The pairs of layers with a GELU between."""
-    for path, holder in list(body.named_modules()):
+    for path, holder in holders(body):
         for first, activation, second in _FEED_FORWARD:
             parts = [_part(holder, name) for name in (first, activation, second)]
             linear = type(parts[0]) is nn.Linear and type(parts[2]) is nn.Linear
             inside = [f"{path}.{name}" for name in (first, second)]
             if not linear or not is_gelu(parts[1]) or not all(name in ranges for name in inside):
                 continue
-            wide = [_linear(wide_body, name) for name in inside]
             between = affine(ranges[inside[1]].least, ranges[inside[1]].greatest)
-            holder.set_submodule(first, QuantizedLinear([wide[0]], ranges[inside[0]], gives=between))
+            holder.set_submodule(first, quantized(inside[:1], gives=between))
             holder.set_submodule(activation, nn.Identity())
-            holder.set_submodule(second, QuantizedLinear([wide[1]], ranges[inside[1]], takes=between))
-
-
-def _linear(body: nn.Module, path: str) -> nn.Linear:
-    return cast("nn.Linear", body.get_submodule(path))
+            holder.set_submodule(second, quantized(inside[1:], takes=between))
 
 
 def _part(holder: nn.Module, path: str) -> nn.Module | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RunError
 from pipeline.models.activations import is_gelu
 from pipeline.models.attention import plain_attention
 from pipeline.models.int8 import QuantizedLinear
@@ -51,7 +52,7 @@ _PARTS = (
 class FusedLayer(nn.Module):
     """Attention, then feed-forward, each added to what it read and normalised.
 
-    An input in float32 is overwritten; only such a layer gives one.
+    An input in float32 is overwritten; only such a layer gives one. So whoever asks for hidden states is refused.
     """
 
     def __init__(
@@ -83,9 +84,17 @@ class FusedLayer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         *others: Any,  # noqa: ARG002 - a decoder's
         rows: FilledRows | None = None,
-        **options: Any,  # noqa: ARG002
+        **options: Any,
     ) -> torch.Tensor:
-        """values_1TX of values_1TX; without rows, values_BLX of texts side by side."""
+        """values_1TX of values_1TX; without rows, values_BLX of texts side by side.
+
+        Raises RunError: transformers' `output_hidden_states`, which finds none of its own layers to look at.
+        """
+        if options.get("output_hidden_states"):
+            raise RunError(
+                "output_hidden_states: True, and on a CPU an encoder in bfloat16 or int8 overwrites what its layers "
+                "give: set `dtype: float32`, or read last_hidden_state"
+            )
         sums: torch.Tensor = hidden_states.to(self._sums)
         heads = self.reads(sums).view(*sums.shape[:2], 3, -1, self._head_size)
         query, key, value = (each.transpose(1, 2) for each in heads.unbind(2))

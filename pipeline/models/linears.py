@@ -119,9 +119,14 @@ def body_of(model: nn.Module) -> nn.Module | None:
     return body if isinstance(body, nn.Module) and type(body).__module__.startswith("transformers.") else None
 
 
+def holders(body: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of a body that may hold linear layers, with their places; none of those, that are to be replaced."""
+    return [(place, part) for place, part in body.named_modules() if type(part) is not nn.Linear]
+
+
 def beside(body: nn.Module) -> Iterator[tuple[nn.Module, dict[str, nn.Linear]]]:
     """The linear layers of a body, those that read the same together, by their names in the module that holds them."""
-    for place, holder in list(body.named_modules()):
+    for place, holder in holders(body):
         layers = {name: part for name, part in holder.named_children() if type(part) is nn.Linear}
         # Who computes its attention in a way of its own reads the query of fewer tokens.
         query_apart = "forward" in vars(holder) or not _LOOKS_ELSEWHERE.isdisjoint(place.split("."))

@@ -7,7 +7,8 @@ The files are those of the pinned digest on the node of this process. Every faul
 """
 
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
 from pipeline.models.layers import fuse_layers
 from pipeline.models.linears import prepare_linears
-from pipeline.models.mapped import letting_go
+from pipeline.models.mapped import as_stored, let_go_of_file, letting_go, mappings
 from pipeline.models.quietly import quietly
 from pipeline.models.ranges import digest_of, from_bytes
 from pipeline.models.reference import PinnedModel, on_this_node
@@ -135,7 +136,10 @@ def load(
 
 
 def _quantize(module: Any, pinned: PinnedModel, auto_class: str, calibration: bytes) -> None:
-    """The linear layers of the module's body become int8, in place: rounded from float32, so it is loaded once more."""
+    """The linear layers of the module's body become int8, in place: rounded from what the files have.
+
+    So it is loaded once more, of which each layer's weights are in memory only while they are rounded.
+    """
     from pipeline.models.int8 import can_quantize, quantize_linears
 
     if not can_quantize():
@@ -144,9 +148,15 @@ def _quantize(module: Any, pinned: PinnedModel, auto_class: str, calibration: by
             "`dtype: bfloat16`"
         )
     with quietly():
-        wide = _module(pinned, auto_class, torch.float32)
+        wide = _module(pinned, auto_class, torch.float32, reading=as_stored)
+    files = mappings()
     try:
-        quantize_linears(module, wide, from_bytes(calibration))
+        quantize_linears(
+            module,
+            wide,
+            from_bytes(calibration),
+            done_with=lambda weight: let_go_of_file(weight.data_ptr(), weight.nbytes, files),
+        )
     except ModelError as fault:
         raise ModelError(f"model {pinned.ref!r}: {fault}: set `dtype: bfloat16`") from fault
 
@@ -244,13 +254,18 @@ def _weights(pinned: PinnedModel) -> dict[str, Any]:
     return {"gguf_file": pinned.gguf_file, "quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def _module(pinned: PinnedModel, auto_class: str, dtype: torch.dtype) -> Any:
-    """The torch module with all its weights."""
+def _module(
+    pinned: PinnedModel,
+    auto_class: str,
+    dtype: torch.dtype,
+    reading: Callable[[], AbstractContextManager[None]] = letting_go,
+) -> Any:
+    """The torch module with all its weights; inside `reading` they are read."""
     _check_kind(pinned, auto_class)
     class_name = _class_for(pinned, auto_class)
     kind = getattr(transformers, class_name)
     try:
-        with blank(), letting_go():
+        with blank(), reading():
             module, told = kind.from_pretrained(
                 pinned.folder,
                 dtype=dtype,

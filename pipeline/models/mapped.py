@@ -2,6 +2,7 @@
 
     with letting_go(): AutoModel.from_pretrained(…, dtype=torch.bfloat16)       # a file of weights
     let_go_of_code()                                                            # libraries, after they were set up
+    with as_stored(): AutoModel.from_pretrained(…, dtype=torch.float32)         # nothing is held but what is looked at
     let_go_of_shared()                                                          # memory that processes share
 
 safetensors maps a whole file into memory and transformers converts it tensor by tensor: at the end a process held the
@@ -15,7 +16,7 @@ import ctypes
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -26,6 +27,9 @@ _COPIES = "_materialize_copy"
 
 _SLICE = "PySafeSlice"
 """Of safetensors: a tensor that is still in its file."""
+
+_REAL = frozenset({"F32", "F16", "BF16"})
+"""Formats of safetensors that float32 holds."""
 
 _WORTH_BYTES = 1 << 20
 
@@ -50,16 +54,43 @@ class Mapping:
 @contextlib.contextmanager
 def letting_go() -> Iterator[None]:
     """Inside the block, where transformers converts what it reads; what it keeps as the file has it stays mapped."""
+    with _copied_by(_then_letting_go):
+        yield
+
+
+@contextlib.contextmanager
+def as_stored() -> Iterator[None]:
+    """Inside the block, transformers takes real numbers out of a file in the format that they have there, all mapped.
+
+    Asked for in float32, they lose nothing later. What is no plain number there, or in another kind of file, comes in
+    the format that is asked for.
+    """
+    with _copied_by(_as_it_is):
+        yield
+
+
+@contextlib.contextmanager
+def _copied_by(ours: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     place = importlib.import_module("transformers.core_model_loading")
     before: Callable[..., Any] | None = getattr(place, _COPIES, None)
     if before is None:  # another version of it
         yield
         return
-    setattr(place, _COPIES, _then_letting_go(before))
+    setattr(place, _COPIES, ours(before))
     try:
         yield
     finally:
         setattr(place, _COPIES, before)
+
+
+def _as_it_is(before: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(before)
+    def taken(tensor: Any, *given: Any, **named: Any) -> Any:
+        if type(tensor).__name__ != _SLICE or tensor.get_dtype() not in _REAL:
+            return before(tensor, *given, **named)
+        return tensor[...]
+
+    return taken
 
 
 def _then_letting_go(before: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,19 +107,25 @@ def _then_letting_go(before: Callable[..., Any]) -> Callable[..., Any]:
     return copied
 
 
-def let_go_of_file(address: int, size: int) -> None:
-    """Let go of the whole pages in these bytes, of a file that nobody here has written to; others stay as they are."""
+def let_go_of_file(address: int, size: int, among: Sequence[Mapping] | None = None) -> None:
+    """Let go of the whole pages in these bytes, of a file that nobody here has written to; others stay as they are.
+
+    `among`: the mappings, where they were asked for before and still are; to ask takes 2 ms, which few bytes are not
+    worth.
+    """
     page = os.sysconf("SC_PAGE_SIZE")
     start, stop = -(-address // page) * page, (address + size) // page * page
-    if size < _WORTH_BYTES or stop <= start:
+    if stop <= start or (among is None and size < _WORTH_BYTES):
         return
-    if any(each.path and each.start <= start and stop <= each.stop for each in _mappings()):
+    if any(
+        each.path and each.start <= start and stop <= each.stop for each in (mappings() if among is None else among)
+    ):
         _let_go(start, stop)
 
 
 def let_go_of_path(path: Path) -> None:
     """Let go of a whole file that nobody here writes to, which may be deleted by now."""
-    for each in _mappings():
+    for each in mappings():
         if each.path.removesuffix(_DELETED) == str(path):
             _let_go(each.start, each.stop)
 
@@ -103,7 +140,7 @@ def let_go_of_code() -> None:
 
 def let_go_of_shared() -> None:
     """Let go of pages in memory that processes share: they are there, and come back where somebody looks."""
-    for each in _mappings():
+    for each in mappings():
         if each.shared and each.path.startswith(_SHARED_MEMORY):
             _let_go(each.start, each.stop)
 
@@ -113,8 +150,8 @@ def _let_go(start: int, stop: int) -> None:
     own_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
 
 
-def _mappings() -> list[Mapping]:
-    """None where the system has no such table."""
+def mappings() -> list[Mapping]:
+    """Of this process, now; none where the system has no such table."""
     found = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():

@@ -63,8 +63,8 @@ Ranges = Mapping[str, Range]
 
 def migration(most_K: Floats, weights_NK: Floats, share: float) -> Floats:
     """The factor of each input: `share` 1 makes all inputs alike, 0 makes all columns of weights alike."""
-    weight_K = np.maximum(np.abs(weights_NK).max(0), _TINY)
-    factors_K: Floats = np.maximum(most_K, _TINY) ** share / weight_K ** (1 - share)
+    weight_K = np.maximum(_largest(weights_NK, 0), _TINY)
+    factors_K = np.maximum(most_K, _TINY) ** share / weight_K ** (1 - share)
     return factors_K.astype(np.float32)
 
 
@@ -109,9 +109,17 @@ def best_bounds(lost_by_layer: Mapping[str, Floats]) -> dict[str, float]:
 
 def quantized_weights(weights_NK: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     """Integers_NK and the scale of each output: scales_N."""
-    scales_N: Floats = (np.maximum(np.abs(weights_NK).max(1), _TINY) / LARGEST).astype(np.float32)
-    integers_NK = np.clip(np.rint(weights_NK / scales_N[:, None]), -LARGEST, LARGEST).astype(np.int8)
-    return integers_NK, scales_N
+    scales_N: Floats = (np.maximum(_largest(weights_NK, 1), _TINY) / LARGEST).astype(np.float32)
+    steps_NK = weights_NK / scales_N[:, None]
+    np.rint(steps_NK, out=steps_NK)
+    np.clip(steps_NK, -LARGEST, LARGEST, out=steps_NK)
+    return steps_NK.astype(np.int8), scales_N
+
+
+def _largest(weights_NK: Floats, axis: int) -> Floats:
+    """The largest magnitude along an axis, without another array of so many numbers."""
+    found: Floats = np.maximum(weights_NK.max(axis), -weights_NK.min(axis))
+    return found
 
 
 def to_bytes(ranges: Ranges) -> bytes:

@@ -176,7 +176,8 @@ def _in_filled_rows(
     layers: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
 ) -> Any:
     masks_keys_alone = attention_mask is None or attention_mask.shape[1:3] == (1, 1)
-    if not masks_keys_alone or not _may_join(hidden_states):
+    looked_at = options.get("output_hidden_states")  # as they are
+    if looked_at or not masks_keys_alone or not _may_join(hidden_states):
         return type(layers).forward(layers, hidden_states, attention_mask, **options)
     return _in(FilledRows(*hidden_states.shape[:2]), layers, hidden_states, attention_mask, **options)
 

@@ -212,6 +212,34 @@ def test_an_actor_on_a_node_that_is_unlike_the_drivers_says_so(
     assert re.match(words, refused.told["message"])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_actors_import_what_reads_alone_whatever_computes(
+    bench: Make, make_encoder: Callable[..., Path], dtype: str
+) -> None:
+    unit = bench(["ak bl"], annotation={"task": "embed", "model": {"ref": str(make_encoder())}})
+
+    def imports(**options: Any) -> list[str]:
+        (spec,) = unit.work.annotations
+        spec = replace(spec, pinned=replace(spec.pinned, dtype=dtype, **options))
+        return replace(unit.work, annotations=(spec,)).imports
+
+    for engine in ("torch", "openvino", "auto"):
+        assert imports(engine=engine) == ["pipeline.models.lean:import_lean"]
+
+
+def test_actors_of_a_family_that_is_not_well_known_import_all_but_openvinos_do_not(
+    bench: Make, make_encoder: Callable[..., Path]
+) -> None:
+    unit = bench(["ak bl"], annotation={"task": "embed", "model": {"ref": str(make_encoder())}})
+    (spec,) = unit.work.annotations
+    assert spec.model is not None
+    other = replace(spec, model=replace(spec.model, config={**spec.model.config, "model_type": "odd"}))
+    work = replace(unit.work, annotations=(other,))
+    assert work.imports == ["pipeline.models.loading"]
+    in_openvino = replace(other, pinned=replace(other.pinned, engine="openvino"))
+    assert replace(work, annotations=(in_openvino,)).imports == ["pipeline.models.lean:import_lean"]
+
+
 def test_two_units_at_once_become_what_each_becomes_alone(bench: Make, make_encoder: Callable[..., Path]) -> None:
     texts = [[f"ak {'bl ' * number}" for number in range(1, 30)], [f"cm {'ak ' * number}" for number in range(1, 20)]]
     unit = bench(*texts, annotation={"task": "embed", "model": {"ref": str(make_encoder())}})

@@ -37,7 +37,7 @@ def converted(folder: Path, change: Change = lambda _: None) -> tuple[torch.nn.M
 
 def tables(model: Any) -> list[str]:
     constants = [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
-    return [str(each.get_element_type()) for each in constants if list(each.get_output_shape(0))[0] == 10_000]
+    return [str(each.get_element_type()) for each in constants if list(each.get_output_shape(0))[:1] == [10_000]]
 
 
 def test_words_are_halved_and_nothing_else(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch import nn
 
+from pipeline.errors import RunError
 from pipeline.models.activations import activate_in_place
 from pipeline.models.attention import use_plain_attention
 from pipeline.models.first_token import read_first_token
@@ -117,6 +118,22 @@ def test_a_last_layer_that_reads_the_first_token_alone_stays_and_takes_what_come
     assert not isinstance(layers_of(model)[-1], FusedLayer)
     with torch.inference_mode():
         torch.testing.assert_close(model(**inputs()).logits.float(), plain(**inputs()).logits, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("config", [*CONFIGS[:1], DISTILBERT], ids=["bert", "distilbert"])
+def test_hidden_states_are_of_texts_and_refused_where_layers_overwrite_them(config, dtype):
+    wide = made(config)
+    model = prepared(wide, dtype)
+    with torch.inference_mode():
+        wanted = wide(**inputs(), output_hidden_states=True).hidden_states
+        found = model(**inputs(), output_hidden_states=True).hidden_states
+    for one, other in zip(found, wanted, strict=True):
+        assert cosines(one, other)[inputs()["attention_mask"].bool()].min() > 0.99
+    fuse_layers(model)
+    with pytest.raises(RunError, match=r"output_hidden_states: True, and .* set `dtype: float32`, or read last_"):
+        model(**inputs(), output_hidden_states=True)
+    assert torch.equal(hidden(model, **inputs()), hidden(model, **inputs(), output_hidden_states=False))
 
 
 def test_layers_of_which_some_products_stay_in_another_format_stay():

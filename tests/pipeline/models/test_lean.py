@@ -9,8 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from pipeline.models.int8 import can_quantize, watched
 from pipeline.models.lean import _MARKS, _names_of_models, _no_symbols, _read_once, _StandIn, _unmarked, import_lean
 from pipeline.models.loading import load
+from pipeline.models.ranges import to_bytes
 from pipeline.models.reference import ModelSettings, pin
 
 HEAD = "AutoModelForSequenceClassification"
@@ -21,7 +23,7 @@ from pipeline.models.lean import import_lean
 import_lean()
 left_out = {"accelerate", "scipy", "torch.distributed.tensor", "torch._inductor"} & sys.modules.keys()
 from tests.pipeline.models.test_lean import scores
-found = [scores(folder, kind) for folder, kind in json.loads(sys.argv[1])]
+found = [scores(folder, kind, dtype) for folder, kind, dtype in json.loads(sys.argv[1])]
 import pipeline.annotator
 left_out |= {{"sqlglot", "sympy"}} & sys.modules.keys()
 asks_for_the_compiler = type(sys.modules["torch._dynamo"]).__name__
@@ -30,23 +32,29 @@ print(json.dumps([sorted(left_out), found, asks_for_the_compiler, torch._dynamo.
 """
 
 
-def scores(folder: str, kind: str) -> list[float]:
-    """What a model says of two texts of other lengths."""
+def scores(folder: str, kind: str, dtype: str) -> list[float]:
+    """What a model says of two texts of other lengths; in int8, calibrated by themselves."""
     import torch
 
-    loaded = load(pin(ModelSettings(ref=folder)), kind, "float32", "cpu", 1, 2048)
+    how = (pin(ModelSettings(ref=folder)), kind)
+    loaded = load(*how, "float32", "cpu", 1, 2048)
     inputs = {"input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]]), "attention_mask": torch.ones(2, 4).long()}
     inputs["attention_mask"][1, 3] = 0
     with torch.inference_mode():
-        output = loaded.module(**inputs)
+        with watched(loaded.module) as ranges:
+            output = loaded.module(**inputs)
+        if dtype == "int8":
+            output = load(*how, "int8", "cpu", 1, 2048, calibration=to_bytes(ranges)).module(**inputs)
     values: list[float] = (output.logits if kind == HEAD else output.last_hidden_state[:, 0]).flatten().tolist()
     return values
 
 
 @pytest.fixture(scope="module")
 def models(tiny):
-    """A model of each family that actors import so."""
-    return [(str(tiny(family, head)), kind) for family in ("bert", "roberta", "distilbert") for head, kind in HEADS]
+    """A model of each family that actors import so, and in each number format."""
+    kinds = [(str(tiny(family, head)), kind) for family in ("bert", "roberta", "distilbert") for head, kind in HEADS]
+    quantized = ["int8"] if can_quantize() else []
+    return [(*each, dtype) for each in kinds for dtype in ("float32", *quantized)]
 
 
 HEADS = (("Model", "AutoModel"), ("SequenceClassification", HEAD))
@@ -65,8 +73,8 @@ def test_models_say_the_same_without_what_training_and_compiling_ask_for(models,
     assert left_out == []
     assert compiler == "_StandIn"
     assert config == "torch._dynamo.config"  # who asks for more than decorators gets the real one
-    for (folder, kind), values in zip(models, found, strict=True):
-        np.testing.assert_array_equal(values, scores(folder, kind))
+    for model, values in zip(models, found, strict=True):
+        np.testing.assert_array_equal(values, scores(*model))
 
 
 def test_a_process_that_has_it_already_is_left_as_it_is():

@@ -1,9 +1,11 @@
+import weakref
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
-from pipeline.models.linears import OneOfSeveral, PreparedLinear, prepare_linears
+from pipeline.models.linears import OneOfSeveral, PreparedLinear, beside, prepare_linears, replace_linears
 from tests.pipeline.families.factory import BERT_SIZES
 
 SMALL = {"vocab_size": 100, **BERT_SIZES}
@@ -49,6 +51,16 @@ def test_a_model_says_what_it_said(config: transformers.PretrainedConfig) -> Non
         close(model(input_ids=ids).last_hidden_state, wanted)
         close(model(input_ids=ids).last_hidden_state, wanted)
     assert not any(type(part) is nn.Linear for part in model.modules())
+
+
+def test_layers_that_were_replaced_are_not_held_until_all_are() -> None:
+    model = transformers.BertModel(transformers.BertConfig(**SMALL))
+    replaced: list[weakref.ref[nn.Linear]] = []
+    for holder, several in beside(model):
+        assert sum(linear() is not None for linear in replaced) <= 3  # of the layer before, or of this one
+        replace_linears(holder, several, lambda _: nn.Identity())
+        replaced += [weakref.ref(linear) for linear in several.values()]
+    assert len(replaced) > 12
 
 
 WRITERS = {

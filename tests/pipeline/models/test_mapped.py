@@ -10,7 +10,15 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from pipeline.models.mapped import let_go_of_code, let_go_of_file, let_go_of_path, let_go_of_shared, letting_go
+from pipeline.models.mapped import (
+    as_stored,
+    let_go_of_code,
+    let_go_of_file,
+    let_go_of_path,
+    let_go_of_shared,
+    letting_go,
+    mappings,
+)
 from tests.pipeline.families.factory import BERT_SIZES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what is mapped")
@@ -61,9 +69,22 @@ def test_what_is_kept_as_the_file_has_it_stays(folder):
     assert all(torch.equal(each, plain[name]) for name, each in found.state_dict().items())
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_as_stored_nothing_is_held_but_what_is_looked_at_and_nothing_is_lost(folder, stored, tmp_path):
+    transformers.BertModel.from_pretrained(folder, dtype=stored).save_pretrained(tmp_path)
+    wanted = loaded(tmp_path, torch.float32).state_dict()
+    before = resident("RssFile") + resident("RssAnon")
+    with as_stored():
+        found = loaded(tmp_path, torch.float32).state_dict()
+    assert resident("RssFile") + resident("RssAnon") - before < 8_000_000
+    assert {each.dtype for each in found.values() if each.is_floating_point()} == {stored}
+    assert all(torch.equal(each.float(), wanted[name]) for name, each in found.items())
+
+
 def test_memory_without_a_file_is_not_lost():
     numbers = torch.full((1_000_000,), 7.0)
     let_go_of_file(numbers.data_ptr(), numbers.nbytes)
+    let_go_of_file(numbers.data_ptr(), numbers.nbytes, mappings())
     assert bool((numbers == 7).all())
 
 
@@ -74,6 +95,11 @@ def test_pages_of_a_file_come_back(tmp_path):
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
         before = resident("RssFile")
         let_go_of_file(address + 3, len(mapped) - 3)
+        assert before - resident("RssFile") > 15_000_000
+        assert mapped[:] == b"words" * 4_000_000
+        known, before = mappings(), resident("RssFile")
+        for start in range(0, len(mapped), 500_000):  # each too little to ask for
+            let_go_of_file(address + start, 500_000, known)
         assert before - resident("RssFile") > 15_000_000
         assert mapped[:] == b"words" * 4_000_000
 

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from safetensors.numpy import load_file, save_file
+
+from pipeline.models.hub import lock
 
 FORMAT = 1
 """Of what is kept, and of how it is converted: another one is not taken for this one."""
@@ -113,7 +114,7 @@ def kept(digest: str, auto_class: str, make: Callable[[Path], None]) -> Iterator
     """
     try:
         folder = _folder(digest, auto_class)
-        with FileLock(folder.with_suffix(".lock")):
+        with lock(folder.with_suffix(".lock")):
             if (graph := read(folder)) is None:
                 _make(folder, make)
                 graph = read(folder)

@@ -154,12 +154,18 @@ class _UnlistedError(Exception):
 def _alone(name: str) -> AbstractContextManager[object]:
     """Held by one process of those that share the cache; it ends with the process."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     path = Path(constants.HF_HUB_CACHE) / ".locks" / f"models--{name.replace('/', '--')}" / "corpusmill.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock: AbstractContextManager[object] = WeakFileLock(path)
-    return lock
+    return lock(path)
+
+
+def lock(path: Path) -> AbstractContextManager[object]:
+    """A file that one process holds at a time, also where the file system knows no locks."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    held: AbstractContextManager[object] = WeakFileLock(path)
+    return held
 
 
 def _listed(name: str, commit: str) -> bool:

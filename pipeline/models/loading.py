@@ -183,9 +183,8 @@ def _load_openvino(
     tokenizer = prepared_tokenizer(pinned, threads)
     try:
         ranges = None if calibration is None else from_bytes(calibration)
-        config = transformers.AutoConfig.from_pretrained(pinned.folder, local_files_only=True)
         kept = partial(graphs.kept, pinned.digest, auto_class, make)
-        module = opened(kept, config, auto_class, dtype, threads, ranges)
+        module = opened(kept, _config(pinned), auto_class, dtype, threads, ranges)
     except ModelError as fault:
         told = str(fault) if repr(pinned.ref) in str(fault) else f"model {pinned.ref!r}: {fault}"
         raise ModelError(told) from fault.__cause__
@@ -193,6 +192,13 @@ def _load_openvino(
     return LoadedModel(
         pinned, module, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO, calibration=digest
     )
+
+
+def _config(pinned: PinnedModel) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(pinned.folder, local_files_only=True)
+    except Exception as fault:
+        raise ModelError(f"model {pinned.ref!r}: its config.json cannot be read: {_one_line(fault)}") from fault
 
 
 def wide_module(pinned: PinnedModel, auto_class: str) -> Any:

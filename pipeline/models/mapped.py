@@ -1,21 +1,18 @@
 """Pages that a process maps and need not hold: they can be read again from where they lie.
 
     with letting_go(): AutoModel.from_pretrained(…, dtype=torch.bfloat16)       # a file of weights
-    let_go_of_code()                                                            # libraries, after they were set up
     with as_stored(): AutoModel.from_pretrained(…, dtype=torch.float32)         # nothing is held but what is looked at
     let_go_of_shared()                                                          # memory that processes share
 
 safetensors maps a whole file into memory and transformers converts it tensor by tensor: at the end a process held the
 file in float32 beside the model; MiniLM is loaded with 24 MB less. And what goes through Ray's object store stays
-mapped wherever it lay: 10 MB after 24,000 rows. Of the libraries' code most is for starting, or for what else they can:
-150 MB were there in an actor with OpenVINO, and 60 MB come back.
+mapped wherever it lay: 10 MB after 24,000 rows.
 """
 
 import contextlib
 import ctypes
 import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -120,33 +117,25 @@ def let_go_of_file(address: int, size: int, among: Sequence[Mapping] | None = No
     if any(
         each.path and each.start <= start and stop <= each.stop for each in (mappings() if among is None else among)
     ):
-        _let_go(start, stop)
+        let_go(start, stop)
 
 
 def let_go_of_path(path: Path) -> None:
     """Let go of a whole file that nobody here writes to, which may be deleted by now."""
     for each in mappings():
         if each.path.removesuffix(_DELETED) == str(path):
-            _let_go(each.start, each.stop)
-
-
-def let_go_of_code() -> None:
-    """Let go of what libraries have only to be read; what is needed of it is read again where it lies."""
-    written = _written()
-    for start, stop in _read_only():
-        if written is not None and not any(start < end and begin < stop for begin, end in written):
-            _let_go(start, stop)
+            let_go(each.start, each.stop)
 
 
 def let_go_of_shared() -> None:
     """Let go of pages in memory that processes share: they are there, and come back where somebody looks."""
     for each in mappings():
         if each.shared and each.path.startswith(_SHARED_MEMORY):
-            _let_go(each.start, each.stop)
+            let_go(each.start, each.stop)
 
 
-def _let_go(start: int, stop: int) -> None:
-    # Not of memory without a file: what stands there would be lost.
+def let_go(start: int, stop: int) -> None:
+    """Let go of these pages, of a file that nobody here has written to: without a file what stands there is lost."""
     own_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
 
 
@@ -159,74 +148,6 @@ def mappings() -> list[Mapping]:
             start, stop = (int(each, 16) for each in place.split("-"))
             found.append(Mapping(start, stop, rights[3] == "s", "" if inode == "0" else "".join(path)))
     return found
-
-
-def _written() -> list[tuple[int, int]] | None:
-    """Addresses of mappings with pages that stand in no file; None where the system does not tell."""
-    found: list[tuple[int, int]] = []
-    place = ""
-    try:
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            name, _, rest = line.partition(" ")
-            if not name.endswith(":"):
-                place = name
-            elif name == "Anonymous:" and not rest.strip().startswith("0 "):
-                start, stop = (int(each, 16) for each in place.split("-"))
-                found.append((start, stop))
-    except OSError:
-        return None
-    return found
-
-
-class _Segment(ctypes.Structure):
-    """An entry of a library's program header (64 bits), as `elf.h` has it."""
-
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("offset", ctypes.c_uint64),
-        ("address", ctypes.c_uint64),
-        ("physical", ctypes.c_uint64),
-        ("file_bytes", ctypes.c_uint64),
-        ("memory_bytes", ctypes.c_uint64),
-        ("alignment", ctypes.c_uint64),
-    )
-
-
-class _Library(ctypes.Structure):
-    """What the loader tells of a library, the beginning of `link.h`'s dl_phdr_info."""
-
-    _fields_ = (
-        ("address", ctypes.c_uint64),
-        ("name", ctypes.c_char_p),
-        ("segments", ctypes.POINTER(_Segment)),
-        ("count", ctypes.c_uint16),
-    )
-
-
-_Told = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Library), ctypes.c_size_t, ctypes.c_void_p)
-_LOADED, _WRITABLE = 1, 2
-
-
-def _read_only() -> list[tuple[int, int]]:
-    """Addresses of whole pages of libraries' segments that nobody may write to, those apart that are protected later.
-
-    The loader tells only of libraries that it has set up, and so of none that another thread loads just now.
-    """
-    found: list[tuple[int, int]] = []
-    page = os.sysconf("SC_PAGE_SIZE")
-
-    def told(library: Any, *_: object) -> int:
-        for segment in library.contents.segments[: library.contents.count]:
-            if segment.type == _LOADED and not segment.flags & _WRITABLE:
-                start = library.contents.address + segment.address
-                found.append((-(-start // page) * page, (start + segment.file_bytes) // page * page))
-        return 0
-
-    iterate = getattr(own_library(), "dl_iterate_phdr", None)
-    if sys.platform == "linux" and sys.maxsize > 1 << 32 and iterate is not None:
-        iterate(_Told(told), None)
-    return [each for each in found if each[0] < each[1]]
 
 
 @cache

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.errors import ModelError
-from pipeline.models.mapped import let_go_of_code, let_go_of_shared, own_library
+from pipeline.models.libraries import let_go_of_code
+from pipeline.models.mapped import let_go_of_shared, own_library
 
 
 def check_memory(needed_bytes: int, machine_bytes: int) -> None:

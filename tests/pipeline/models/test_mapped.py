@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from pipeline.models.mapped import (
     as_stored,
-    let_go_of_code,
     let_go_of_file,
     let_go_of_path,
     let_go_of_shared,
@@ -115,18 +114,6 @@ def test_a_file_is_let_go_of_by_its_name_though_it_is_deleted(tmp_path):
             let_go_of_path(tmp_path / "file")
             assert before - resident("RssFile") > 15_000_000
             (tmp_path / "file").unlink(missing_ok=True)
-
-
-def test_code_of_libraries_is_let_go_of_and_comes_back():
-    numbers = torch.arange(64.0).reshape(8, 8)
-    wanted = (numbers @ numbers).softmax(1)
-    before = resident("RssFile")
-    let_go_of_code()
-    assert before - resident("RssFile") > 20_000_000, "torch alone has more than that"
-    assert torch.equal((numbers @ numbers).softmax(1), wanted)
-    before = resident("RssAnon")
-    let_go_of_code()
-    assert resident("RssAnon") >= before - 1_000_000, "what a library has written stays"
 
 
 def test_shared_memory_is_let_go_of_and_not_lost():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -288,6 +289,26 @@ def test_what_was_said_of_a_text_is_kept_for_other_outputs_and_a_changed_cache_d
     assert "cache: " in refused.err
     assert "name another folder, or none" in refused.err
     assert refused.code == 2
+
+
+def test_actors_of_openvino_share_one_conversion_and_say_what_torch_says(
+    corpusmill: Corpusmill, job: Job, tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
+    graphs = Path(os.environ["CORPUSMILL_CACHE"], "graphs")
+    shutil.rmtree(graphs, ignore_errors=True)
+    corpus = _corpus(tmp_path / "corpus", [f"text {row}" for row in range(60)])
+    embed = {"name": "e", "task": "embed", "model": str(tiny("bert")), "dtype": "float32", "engine": "openvino"}
+    done = corpusmill("run", job(corpus, embed), "--json")
+    assert done.code == 0, done.err
+    assert len(list(graphs.glob("*/graph.json"))) == 1
+    others = corpusmill("run", "job.yaml", "-o", "output.path=out-2", "-o", "annotations.0.engine=torch", "--json")
+    assert others.code == 0, others.err
+    parts, torchs = (pl.read_parquet(f"{tmp_path}/{output}/data/*.parquet") for output in ("out", "out-2"))
+    both = parts.join(torchs, on=["_file", "_row"])
+    found, wanted = (both[name].to_numpy() for name in ("e_embedding", "e_embedding_right"))
+    assert len(both) == 60
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_filter_and_sample_choose_rows_and_every_row_is_accounted_for(

@@ -128,7 +128,7 @@ def convert_apart(pinned: PinnedModel, auto_class: str, folder: Path) -> None:
     wish = {"model": asdict(pinned), "auto_class": auto_class, "folder": str(folder)}
     path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
     process = subprocess.run(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-P", "-m", __name__],  # a folder that is named like a package of ours is not it
         input=json.dumps(wish),
         capture_output=True,
         text=True,

@@ -303,13 +303,16 @@ Rounded = tuple[bytes, dict[str, list[Annotations]]]
 def round_units(work: "Work", units: Sequence[Unit], name: str, attempt: int = 0) -> Rounded | None:
     """The first half of `calibrate_units`, as long as the other: look at some rows, then compute the others in int8.
 
-    None where there is no row that the annotation reads.
+    None where there is no row that the annotation reads, or none that goes through the model.
     """
     spec = _spec(work, name)
     looked_at, compared = _parts(rows := good_rows(units, work, spec, attempt))
     if not rows.num_rows:
         return None
-    data = to_bytes(_look(spec, _exact(spec, rows.schema), looked_at, compared)[0])
+    ranges, _ = _look(spec, _exact(spec, rows.schema), looked_at, compared)
+    if not ranges:
+        return None
+    data = to_bytes(ranges)
     return data, _in_int8(spec, data, compared, guarded=True)
 
 

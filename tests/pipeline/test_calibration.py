@@ -280,6 +280,17 @@ def test_two_processes_find_what_one_finds(
     assert run.notes[0] == run.notes[1]
 
 
+@pytest.mark.parametrize("texts", [[], [None, " "], ["\u0301", "\u0301\u0301"]])
+def test_rows_of_which_no_model_reads_any_give_two_processes_nothing(
+    make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str | None]
+) -> None:
+    monkeypatch.setattr(stream, "on_workers", each_here)
+    monkeypatch.setattr(stream, "on_a_worker", not_alone)
+    run = run_of(tmp_path, make_encoder(), [table([*texts, "ak"])], filter="text != 'ak'")
+    run.pools = {None: Workers(2, 1, 0, 1, None)}
+    assert calibrate_in(run).dtype == "bfloat16"
+
+
 def test_rows_that_two_processes_cannot_compare_are_left_to_one(
     make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

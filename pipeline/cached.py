@@ -16,9 +16,9 @@ from pipeline.tasks.base import Annotation, Task
 from pipeline.unit_texts import Rendered, UnitTexts, of_all
 
 _CHUNKS = 4
-"""More of them have more micro-batches, each of which costs some 95 tokens besides its own; with fewer, more texts are
-computed by two actors at once. Simulated with 2 and 4 actors, 4,096 to 60,000 rows and 30% of them repeated: 3 to 8 are
-within half a percent of each other."""
+"""More of them have more micro-batches, each of which costs tokens besides its own; with fewer, more texts are another
+actor's just when they are due. Simulated with 2 and 4 actors, 4,096 and 12,288 rows and 30% of them repeated: 3 to 8
+are within a percent of each other."""
 _SMALLEST_CHUNK = 64
 
 
@@ -27,20 +27,23 @@ def annotate_with(
 ) -> tuple[Annotation, int]:
     """What is said of the distinct texts, and how many of them were computed; what is new is kept."""
     # Texts that are no keys of a dictionary may be alike still.
-    first, which_U = distinct([key(salted, rendered.of(row)) for row in rendered.firsts_U])
-    keys = [key(salted, rendered.of(rendered.firsts_U[each])) for each in first]
+    keys_U = [key(salted, rendered.of(row)) for row in rendered.firsts_U]
+    first, which_U = distinct(keys_U)
+    keys = [keys_U[each] for each in first]
     schema = pa.schema([*task.fields(), pa.field("tokens", pa.int32()), pa.field("truncated", pa.bool_())])
     known = of_bytes(cache.find(keys), schema)
     said, places = [], []  # tables of rows, and the text of each row
     computed: list[tuple[Annotation, list[int]]] = []
     unknown = [each for each, text in enumerate(keys) if text not in known]
     lengths = dict(zip(unknown, unit.lengths(task, rendered, [first[each] for each in unknown]), strict=True))
-    with cache.claimed([keys[each] for each in unknown]) as theirs:
-        chunks = _chunks([each for each in unknown if keys[each] not in theirs], lengths, Random(b"".join(keys[:1])))
-        chunks.append([each for each in unknown if keys[each] in theirs])  # by then the others have said most of it
-        for chunk in chunks:
+    theirs: list[int] = []  # what other actors were computing when it was due: by the end they have said most of it
+    for chunk in (*_chunks(unknown, lengths, Random(b"".join(keys[:1]))), theirs):
+        with cache.claimed([keys[each] for each in chunk]) as claimed:
             known |= of_bytes(cache.find([keys[each] for each in chunk]), schema)  # meanwhile somebody may have said it
             new = [each for each in chunk if keys[each] not in known]
+            if chunk is not theirs:
+                theirs += [each for each in new if keys[each] in claimed]
+                new = [each for each in new if keys[each] not in claimed]
             if not new:
                 continue
             annotation = annotate_surviving(task, unit.texts(task, rendered, [first[each] for each in new]))

@@ -8,7 +8,7 @@ the run before anything is written. Rows that float32 cannot annotate tell nothi
 calibration, and nothing that would need one.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from pipeline.corpus.reader import UnitReader
 from pipeline.errors import JobError, ModelError
 from pipeline.inputs import compile_inputs
 from pipeline.models.engines import AUTO, OPENVINO, TORCH
-from pipeline.models.ranges import digest_of, to_bytes
+from pipeline.models.ranges import Ranges, digest_of, to_bytes
 from pipeline.output.layout import calibration_path
 from pipeline.quantize import is_packed
 from pipeline.unit_texts import UnitTexts
@@ -42,6 +42,11 @@ _UNITS, _MOST_UNITS = 4, 64
 """That are read at least, and at most once they have given a chunk of rows: a filter may keep few."""
 
 _CHUNK_ROWS = 32
+"""Of the first chunk, which tells how many tokens a row has."""
+
+_GROWTH = 4
+"""So many times as much as all before may a chunk have: of more rows, micro-batches are full and hardly padded."""
+
 _MOST_TOKENS = 65_536
 """Of either kind of rows: half a minute of a small encoder in float32, by one thread. The first chunk counts always."""
 
@@ -66,32 +71,78 @@ def calibrate(spec: AnnotationSpec, rows: pa.Table, *, guarded: bool = True) -> 
     Raises JobError: less agreement with float32 than the job asks for, where it is `guarded`; ModelError where the
     model cannot be quantised.
     """
-    from pipeline.models.int8 import watched
-
     if not rows.num_rows:
         return None
-    looked_at, compared = rows.slice(0, rows.num_rows // 3), rows.slice(rows.num_rows // 3)
-    exact = _annotator(_by(TORCH, spec), "float32", None, rows.schema)  # whose layers can be looked at
-    with watched(exact.module(spec.name)) as ranges:
-        seen = _annotate(exact, looked_at)
-        if not ranges or not _annotated(spec, seen).any():
-            _annotate(exact, compared)
+    looked_at, compared = _parts(rows)
+    exact = _exact(spec, rows.schema)
+    ranges, seen = _look(spec, exact, looked_at, compared)
     wanted = _annotate(exact, compared)
     del exact
     if not _annotated(spec, wanted).any():
         compared, wanted = looked_at, seen
-    kept_R = pa.array(_annotated(spec, wanted))
-    if not kept_R.true_count or not any(chunk.tokens for chunk in wanted):
+    if not _comparable(spec, wanted):
         return None
     data = to_bytes(ranges)
+    return _judged(spec, data, wanted, _in_int8(spec, data, compared, guarded), guarded=guarded)
+
+
+def _parts(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Those that are looked at, and those that are compared."""
+    return rows.slice(0, rows.num_rows // 3), rows.slice(rows.num_rows // 3)
+
+
+def _comparable(spec: AnnotationSpec, wanted: Sequence[Annotations]) -> bool:
+    """Whether a model said anything of any row."""
+    return bool(_annotated(spec, wanted).any()) and any(chunk.tokens for chunk in wanted)
+
+
+def _exact(spec: AnnotationSpec, schema: pa.Schema) -> Annotator:
+    """The model in float32, by the engine whose layers can be looked at."""
+    return _annotator(_by(TORCH, spec), "float32", None, schema)
+
+
+def _look(
+    spec: AnnotationSpec, exact: Annotator, looked_at: pa.Table, compared: pa.Table
+) -> tuple[Ranges, list[Annotations]]:
+    """What layers' inputs reach, and what was said of the rows that are looked at; else of the other ones."""
+    from pipeline.models.int8 import watched
+
+    with watched(exact.module(spec.name)) as ranges:
+        seen = _annotate(exact, looked_at)
+        if not ranges or not _annotated(spec, seen).any():
+            _annotate(exact, compared)
+    return ranges, seen
+
+
+def _in_int8(spec: AnnotationSpec, data: bytes, compared: pa.Table, guarded: bool) -> dict[str, list[Annotations]]:
+    """What each engine says that may compute the run."""
+    found = {}
+    for engine in _engines(spec, guarded):
+        try:
+            found[engine] = _annotate(_annotator(_by(engine, spec), "int8", data, compared.schema), compared)
+        except ModelError:
+            if engine == TORCH or spec.pinned.engine != AUTO:
+                raise
+            # OpenVINO cannot compute what torch may as well
+    return found
+
+
+def _judged(
+    spec: AnnotationSpec,
+    data: bytes,
+    wanted: Sequence[Annotations],
+    found: Mapping[str, Sequence[Annotations]],
+    *,
+    guarded: bool,
+) -> Calibrated | None:
+    """How far each engine agrees with what is `wanted`; raises JobError where that is too little."""
     own = [name for name in wanted[0].columns if name not in _told_of(spec.name)]
+    kept_R = pa.array(_annotated(spec, wanted))
 
-    def agrees_by(engine: str) -> Agreement | None:
-        found = _annotate(_annotator(_by(engine, spec), "int8", data, rows.schema), compared)
-        both = ({name: _joined(chunks, name).filter(kept_R) for name in own} for chunks in (wanted, found))
-        return agreement(*both)
+    def kept(chunks: Sequence[Annotations]) -> dict[str, pa.Array]:
+        return {name: _joined(chunks, name).filter(kept_R) for name in own}
 
-    agrees = {engine: each for engine in _engines(spec, guarded) if (each := _or_torch(agrees_by, engine, spec))}
+    agrees = {engine: each for engine in found if (each := agreement(kept(wanted), kept(found[engine])))}
     if not agrees:
         return None
     good = _good_enough(spec, agrees) if guarded else agrees
@@ -115,16 +166,6 @@ def _engines(spec: AnnotationSpec, guarded: bool) -> tuple[str, ...]:
     """Which may compute the run: both where a trial is still to come. A look takes torch then."""
     engine = spec.pinned.engine or TORCH
     return (engine,) if engine != AUTO else (TORCH, OPENVINO) if guarded else (TORCH,)
-
-
-def _or_torch(agrees_by: Callable[[str], Agreement | None], engine: str, spec: AnnotationSpec) -> Agreement | None:
-    """None too where OpenVINO cannot compute what torch may as well."""
-    try:
-        return agrees_by(engine)
-    except ModelError:
-        if engine == OPENVINO and spec.pinned.engine == AUTO:
-            return None
-        raise
 
 
 def _annotated(spec: AnnotationSpec, chunks: Sequence[Annotations]) -> npt.NDArray[np.bool_]:
@@ -159,10 +200,12 @@ def _annotator(spec: AnnotationSpec, dtype: str, data: bytes | None, schema: pa.
 def _annotate(annotator: Annotator, rows: pa.Table) -> list[Annotations]:
     """The rows chunk by chunk, as far as the tokens allow."""
     chunks: list[Annotations] = []
-    for start in range(0, rows.num_rows, _CHUNK_ROWS):
-        chunks.append(annotator.annotate(rows.slice(start, _CHUNK_ROWS)))
-        if sum(chunk.tokens for chunk in chunks) >= _MOST_TOKENS:
-            break
+    start = tokens = 0
+    while start < rows.num_rows and tokens < _MOST_TOKENS:
+        room = _MOST_TOKENS - tokens
+        count = _CHUNK_ROWS if not chunks else min(_GROWTH * start, -(-room * start // max(1, tokens)))
+        chunks.append(annotator.annotate(rows.slice(start, count)))
+        start, tokens = start + count, tokens + chunks[-1].tokens
     return chunks
 
 
@@ -240,16 +283,65 @@ def spread(tables: Sequence[pa.Table], rows: int) -> pa.Table:
     return whole.take(pa.array([place for first in range(3) for place in places[first::3]], pa.int64()))
 
 
-def calibrate_units(
-    work: "Work", units: Sequence[Unit], name: str, attempt: int = 0
-) -> tuple[str, Agreement, str] | None:
-    """Calibrate an annotation by rows of these units, and keep it in the output: the calibration's sha256.
+Answer = tuple[str, Agreement, str]
+"""Of a calibration that is kept in the output: its sha256, how far it agrees, the engine (`auto`: either may)."""
 
-    With it how far it agrees, and the engine that computes it, or `auto` where either may. None where it could annotate
-    no row. Another attempt takes other rows. Raises what `calibrate` raises.
+
+def calibrate_units(work: "Work", units: Sequence[Unit], name: str, attempt: int = 0) -> Answer | None:
+    """Calibrate an annotation by rows of these units, and keep it in the output.
+
+    None where it could annotate no row. Another attempt takes other rows. Raises what `calibrate` raises.
     """
+    spec = _spec(work, name)
+    return _kept(work, calibrate(spec, good_rows(units, work, spec, attempt)))
+
+
+Rounded = tuple[bytes, dict[str, list[Annotations]]]
+"""What was calibrated, and what each engine says by it."""
+
+
+def round_units(work: "Work", units: Sequence[Unit], name: str, attempt: int = 0) -> Rounded | None:
+    """The first half of `calibrate_units`, as long as the other: look at some rows, then compute the others in int8.
+
+    None where there is no row that the annotation reads, or none that goes through the model.
+    """
+    spec = _spec(work, name)
+    looked_at, compared = _parts(rows := good_rows(units, work, spec, attempt))
+    if not rows.num_rows:
+        return None
+    ranges, _ = _look(spec, _exact(spec, rows.schema), looked_at, compared)
+    if not ranges:
+        return None
+    data = to_bytes(ranges)
+    return data, _in_int8(spec, data, compared, guarded=True)
+
+
+def exact_units(work: "Work", units: Sequence[Unit], name: str, attempt: int = 0) -> list[Annotations]:
+    """The other half: what is said of the rows to compare in float32."""
+    spec = _spec(work, name)
+    _, compared = _parts(rows := good_rows(units, work, spec, attempt))
+    return _annotate(_exact(spec, rows.schema), compared)
+
+
+def can_judge(work: "Work", name: str, rounded: Rounded, wanted: Sequence[Annotations]) -> bool:
+    """Whether the halves tell enough: rows that float32 could annotate, and the same ones, as files may change."""
+    spec = _spec(work, name)
+    counts = {len(_annotated(spec, chunks)) for chunks in (wanted, *rounded[1].values())}
+    return len(counts) == 1 and _comparable(spec, wanted)
+
+
+def judge(work: "Work", name: str, rounded: Rounded, wanted: Sequence[Annotations]) -> Answer | None:
+    """What `calibrate_units` answers, by its halves, where they can be judged by; on the driver."""
+    data, found = rounded
+    return _kept(work, _judged(_spec(work, name), data, wanted, found, guarded=True))
+
+
+def _spec(work: "Work", name: str) -> AnnotationSpec:
     (spec,) = [each for each in work.annotations if each.name == name]
-    done = calibrate(spec, good_rows(units, work, spec, attempt))
+    return spec
+
+
+def _kept(work: "Work", done: Calibrated | None) -> Answer | None:
     if done is None:
         return None
     path = calibration_path(done.digest)

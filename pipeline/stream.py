@@ -163,6 +163,15 @@ def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> A
     Raises WorkerDiedError where the process dies, RunError where the function raises, an error of ours as what it was:
     once is enough.
     """
+    answer: Answer = on_workers([partial(compute, *given)], like=like)[0]
+    return answer
+
+
+def on_workers(computes: Sequence[Callable[[], Any]], *, like: Workers) -> list[Any]:
+    """What each function answers, as `on_a_worker`: all at once where the nodes have room for as many actors.
+
+    Raises what the first of them raises; the others are ended.
+    """
     task = ray.remote(
         num_cpus=like.cpus_per_actor,
         num_gpus=like.gpus_per_actor or None,
@@ -170,24 +179,26 @@ def on_a_worker(compute: Callable[..., Answer], *given: Any, like: Workers) -> A
         max_retries=0,
         max_calls=1,
     )(_called)
+    pending = [task.remote(compute) for compute in computes]
     try:
-        answer: Answer = ray.get(task.remote(compute, *given))
+        return list(ray.get(pending))
     except ray.exceptions.RayError as error:
+        for each in pending:
+            ray.cancel(each, force=True)
         cause = getattr(error, "cause", None)
         if isinstance(cause, CorpusmillError):
             raise cause from error
         raise (WorkerDiedError if isinstance(error, _DEATHS) else RunError)(
             str(error).strip().splitlines()[-1]
         ) from error
-    return answer
 
 
 _DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
 
 
-def _called(compute: Callable[..., Answer], *given: Any) -> Answer:
+def _called(compute: Callable[[], Answer]) -> Answer:
     keep_products(few=True)  # as an actor that reads: what computes here tries what those will do
-    return compute(*given)
+    return compute()
 
 
 def each_unit(

@@ -47,8 +47,8 @@ MIGRATED = 0.75
 _ZERO = 128
 """The byte that stands for 0 in what is rounded here."""
 
-_WEIGHED_TOKENS = 256
-"""Of a micro-batch, by which a bound is chosen: a second or two in all for a small encoder."""
+_WEIGHED_TOKENS = 128
+"""Of a micro-batch, by which a bound is chosen: half a second in all for a small encoder."""
 
 _WHOLE = 1.5 * 2.0**23
 """A float32 near it has no digits after the point: what is added to it is rounded, and lies in its lowest bits."""
@@ -159,10 +159,12 @@ class _Watch:
 
     def look(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG002
         values_TK = inputs[0].detach().flatten(0, -2).float()
-        values_TK = values_TK[values_TK.isfinite().all(1)]  # a row that overflows is no measure for others
-        if len(values_TK) == 0:
-            return
-        least_K, greatest_K = values_TK.aminmax(dim=0)
+        least_K, greatest_K = values_TK.amin(0), values_TK.amax(0)  # `aminmax` takes ten times as long
+        if not (least_K.isfinite().all() and greatest_K.isfinite().all()):
+            values_TK = values_TK[values_TK.isfinite().all(1)]  # a row that overflows is no measure for others
+            if len(values_TK) == 0:
+                return
+            least_K, greatest_K = values_TK.amin(0), values_TK.amax(0)
         seen = Range(
             torch.maximum(-least_K, greatest_K).clamp_min(0).numpy(), float(least_K.min()), float(greatest_K.max())
         )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def test_a_sidecar_carries_annotations_and_row_identity_alone(corpusmill: Corpus
 
 def test_a_trial_has_a_process_of_its_own_and_what_it_raises_is_told_in_one_line(one_ray: Any) -> None:
     from pipeline.errors import RunError, WorkerDiedError
-    from pipeline.stream import on_a_worker
+    from pipeline.stream import on_a_worker, on_workers
     from pipeline.workers import Workers
 
     one_ray.begin()
@@ -266,6 +267,10 @@ def test_a_trial_has_a_process_of_its_own_and_what_it_raises_is_told_in_one_line
         on_a_worker(max, [], like=like)
     with pytest.raises(WorkerDiedError):
         on_a_worker(os._exit, 9, like=like)
+    found = on_workers([os.getpid, partial(max, 3, 7), os.getpid], like=like)
+    assert (found[1], len({*found, os.getpid()})) == (7, 4)
+    with pytest.raises(RunError, match=r"^ValueError: max\(\) .*empty"):
+        on_workers([partial(time.sleep, 60), partial(max, [])], like=like)
 
 
 def test_what_was_said_of_a_text_is_kept_for_other_outputs_and_a_changed_cache_does_not_hinder_a_run(

@@ -313,6 +313,26 @@ def test_what_another_actor_computes_now_comes_last_and_is_taken_from_it(
     assert one.annotate(_table("eo", "ak bl", "cm dn fk")).tokens == 0
 
 
+def test_of_a_unit_only_the_part_that_is_computed_now_is_claimed(
+    make_encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    annotator = _embedding(make_encoder(), Repeats(cache=str(tmp_path)))
+    annotator.load()
+    words = [f"{first}{second}" for first in "abcdefghijklm" for second in "klmnopqrstuvw"]
+    keys = [key(salt(annotator._specs[0].decisive()), [word]) for word in words]
+    looking, claimed = Cache(str(tmp_path)), []
+
+    def meanwhile(module: object, inputs: object) -> None:
+        with looking.claimed(keys) as theirs:
+            claimed.append(frozenset(theirs))
+
+    annotator._tasks[0].loaded.module.register_forward_pre_hook(meanwhile)  # type: ignore[attr-defined]
+    annotator.annotate(_table(*words))
+    parts = set(claimed)
+    assert len(parts) > 1
+    assert sum(map(len, parts)) == len(keys) == len(frozenset.union(*parts)), "each at one time"
+
+
 def test_texts_are_as_long_as_their_tokens_which_are_found_once(make_encoder: Callable[..., Path]) -> None:
     reader = _embedding(make_encoder(), Repeats(), prefix="ak ")
     reader.take_tokenizers()

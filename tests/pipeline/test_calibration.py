@@ -254,6 +254,63 @@ def test_a_corpus_without_a_row_to_calibrate_by_is_computed_in_bfloat16(
     assert AnnotateStage(run.work())(read(Order(run.plan.units[0]), run.work())).state == "annotated"
 
 
+def each_here(computes: Sequence[Callable[[], Any]], *, like: Workers) -> list[Any]:
+    """In the place of workers."""
+    return [compute() for compute in computes]
+
+
+def not_alone(*_: Any, like: Workers) -> Any:
+    raise AssertionError("two halves are enough")
+
+
+def test_two_processes_find_what_one_finds(
+    make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "on_a_worker", here)
+    run = run_of(tmp_path, make_encoder(), [table(sentences[:20]), table([*sentences[20:], None])])
+    planned = run.plan
+    alone = calibrate_in(run)
+    kept = run.store.find(f"metadata/calibration-{alone.calibration}.safetensors")
+    run.store.delete(f"metadata/calibration-{alone.calibration}.safetensors")
+    run.plan, run.pools = planned, {None: Workers(2, 1, 0, 1, None)}
+    monkeypatch.setattr(stream, "on_workers", each_here)
+    monkeypatch.setattr(stream, "on_a_worker", not_alone)
+    assert calibrate_in(run) == alone
+    assert run.store.find(f"metadata/calibration-{alone.calibration}.safetensors") == kept is not None
+    assert run.notes[0] == run.notes[1]
+
+
+@pytest.mark.parametrize("texts", [[], [None, " "], ["\u0301", "\u0301\u0301"]])
+def test_rows_of_which_no_model_reads_any_give_two_processes_nothing(
+    make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str | None]
+) -> None:
+    monkeypatch.setattr(stream, "on_workers", each_here)
+    monkeypatch.setattr(stream, "on_a_worker", not_alone)
+    run = run_of(tmp_path, make_encoder(), [table([*texts, "ak"])], filter="text != 'ak'")
+    run.pools = {None: Workers(2, 1, 0, 1, None)}
+    assert calibrate_in(run).dtype == "bfloat16"
+
+
+def test_rows_that_two_processes_cannot_compare_are_left_to_one(
+    make_encoder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, make_encoder(), [table(["ak bl cm", "ak", "bl cm dn", "cm"])])
+    run.pools = {None: Workers(2, 1, 0, 1, None)}
+    monkeypatch.setattr(stream, "on_a_worker", here)
+    halves: list[Any] = [None, []]
+    monkeypatch.setattr(stream, "on_workers", lambda _, like: halves)
+    planned = run.plan
+    assert calibrate_in(run).dtype == "bfloat16", "no row at all"
+    run.plan = planned
+    halves[:] = [calibration.round_units(run.work(), run.plan.units, "a"), []]
+    assert calibrate_in(run).calibration is not None, "of other rows than were compared"
+    run.plan = planned
+    (spec,) = run.work().annotations
+    nothing = calibration._annotator(spec, "float32", None, table([]).schema).annotate(table([None, None, " "]))
+    halves[1] = [nothing]
+    assert calibrate_in(run).calibration is not None, "of rows that float32 could not annotate"
+
+
 def test_rows_that_kill_the_process_give_way_to_others_and_a_process_that_always_dies_ends_the_run(
     make_encoder: Make, sentences: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ tracing imports. An actor of MiniLM that converted it itself held 830 MB at its 
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from pipeline.errors import ModelError
 from pipeline.models import graphs
 from pipeline.models.engines import OUTPUTS
 from pipeline.models.linears import body_of
+from pipeline.models.mapped import own_library
 from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel
 from pipeline.models.telemetry import without_telemetry
@@ -33,18 +35,23 @@ _EXAMPLE = (2, 8)  # B, L
 _TRIED = (3, 19)
 _MOST_TRIED_IDS = 1000
 
+LONGEST_SECONDS = 3600.0
+"""That a process apart may take, for the largest of models."""
+
 _ADVICE = "set `engine: torch`"
+
+_PR_SET_PDEATHSIG = 1
 
 
 def convert(module: nn.Module, auto_class: str, folder: Path) -> None:
     """Write the module of a transformers class, in float32, as a graph into an empty folder.
 
-    Raises ModelError where it cannot be converted.
+    Raises ModelError where it cannot be converted, OSError where the folder cannot be written.
     """
     plain = _Plain(module, OUTPUTS[auto_class]).eval()
     try:
         with quietly(), torch.inference_mode():
-            _save(_graph(plain, _texts(module, *_EXAMPLE)), folder)
+            graph = _graph(plain, _texts(module, *_EXAMPLE))
             texts = _texts(module, *_TRIED)
             said = plain(**texts)
     except Exception as fault:
@@ -52,6 +59,7 @@ def convert(module: nn.Module, auto_class: str, folder: Path) -> None:
         raise ModelError(
             f"{type(module).__name__} cannot be converted to OpenVINO: {type(fault).__name__}: {gist[:300]}; {_ADVICE}"
         ) from fault
+    _save(graph, folder)
     graphs.write(
         folder,
         type(module).__name__,
@@ -117,47 +125,74 @@ def _graph(plain: nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
 def _save(graph: Any, folder: Path) -> None:
     import openvino
 
-    openvino.save_model(graph, folder / graphs.XML, compress_to_fp16=False)
+    try:
+        openvino.save_model(graph, folder / graphs.XML, compress_to_fp16=False)
+    except RuntimeError as fault:  # all that OpenVINO says of a full disk
+        raise OSError(f"{folder} cannot be written: {fault}") from fault
 
 
 def convert_apart(pinned: PinnedModel, auto_class: str, folder: Path) -> None:
     """Load the model that lies on this node and `convert` it, in a process of its own.
 
-    Raises ModelError: it cannot be loaded or converted; the process died.
+    Raises ModelError: it cannot be loaded or converted; the process died, or had no end. OSError where the folder
+    cannot be written.
     """
     wish = {"model": asdict(pinned), "auto_class": auto_class, "folder": str(folder)}
     path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
-    process = subprocess.run(
-        [sys.executable, "-P", "-m", __name__],  # a folder that is named like a package of ours is not it
-        input=json.dumps(wish),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],  # a folder that is named like a package of ours is not it
+            input=json.dumps(wish),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=os.environ | {"PYTHONPATH": path},
+            check=False,
+            timeout=LONGEST_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as fault:
+        raise ModelError(f"model {pinned.ref!r} was not converted to OpenVINO: {fault}; {_ADVICE}") from fault
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise ModelError(
             f"model {pinned.ref!r} was not converted to OpenVINO, for the process that does it ended with "
             f"{process.returncode}: {last[:300]}; {_ADVICE}"
         )
-    if process.stdout.strip():
-        raise ModelError(json.loads(process.stdout.splitlines()[-1])["fault"])
+    told = json.loads(process.stdout.splitlines()[-1])  # before it, what was printed while Python started
+    if "refused" in told:
+        raise ModelError(told["refused"])
+    if "unwritten" in told:
+        raise OSError(told["unwritten"])
 
 
 def main() -> None:
-    """Convert what standard input names; a ModelError is told on standard output."""
+    """Convert what standard input names; what came of it is told on standard output."""
+    _end_with(os.getppid())
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
     wish = json.load(sys.stdin)
     from pipeline.models.lean import import_lean
 
     import_lean()
     from pipeline.models.loading import wide_module
 
-    pinned = PinnedModel(**wish["model"])
+    pinned, told = PinnedModel(**wish["model"]), {}
     try:
         convert(wide_module(pinned, wish["auto_class"]), wish["auto_class"], Path(wish["folder"]))
     except ModelError as fault:
-        print(json.dumps({"fault": str(fault)}))  # noqa: T201 - to the process that asked
+        told["refused"] = str(fault)
+    except OSError as fault:
+        told["unwritten"] = str(fault)
+    with answer:
+        json.dump(told, answer)
+
+
+def _end_with(parent: int) -> None:
+    """End as soon as who asked has ended: its successor asks again."""
+    if sys.platform == "linux":
+        own_library().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("who asked has ended")
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from pipeline.errors import ModelError
 from pipeline.models.hub import lock
+from pipeline.versions import installed
 
 FORMAT = 1
 """Of what is kept, and of how it is converted: another one is not taken for this one."""
@@ -36,11 +38,12 @@ CACHE = "CORPUSMILL_CACHE"
 """The variable that names the folder of what can be made again."""
 
 KEPT_BYTES = 4 << 30
-"""So much is kept of what nobody used for an hour; the oldest goes first."""
+"""So much is kept of what nobody opened for a week; the oldest goes first."""
 
 XML, _WEIGHTS, _SAID, _TOLD = "graph.xml", "graph.bin", "said.safetensors", "graph.json"
 _INPUT, _OUTPUT = "input.", "output."
-_IN_USE_SECONDS = 3600.0
+_NEW = "new-"
+_IN_USE_SECONDS = 7 * 24 * 3600.0
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
@@ -81,9 +84,10 @@ class Graph:
 
 
 def write(folder: Path, made_of: str, layers: Mapping[str, str], said: Said) -> None:
-    """Tell of a graph that was saved as `folder / "graph.xml"`, and so say that it is whole."""
-    tensors = {_INPUT + name: values for name, values in said.inputs.items()}
-    save_file(tensors | {_OUTPUT + name: values for name, values in said.outputs.items()}, folder / _SAID)
+    """Tell of a graph that was saved as `folder / "graph.xml"`, and so say that it is whole. Raises OSError."""
+    tensors: dict[str, npt.NDArray[Any]] = {_INPUT + name: values for name, values in said.inputs.items()}
+    tensors |= {_OUTPUT + name: values for name, values in said.outputs.items()}
+    (folder / _SAID).write_bytes(save(tensors))
     told = {"made_of": made_of, "layers": dict(layers), "files": _digests(folder)}
     (folder / _TOLD).write_text(json.dumps(told), "utf-8")
 
@@ -110,43 +114,69 @@ def kept(digest: str, auto_class: str, make: Callable[[Path], None]) -> Iterator
     """The graph of the model with that digest, loaded as that class of transformers; its files lie there in the block.
 
     Processes of a node that ask at once wait for the one that makes it. Where nothing can be kept it is made for the
-    block alone. Raises what `make` raises, which is given an empty folder and ends with `write`.
+    block alone. Raises what `make` raises, which is given an empty folder and ends with `write`; ModelError where its
+    files can be written nowhere.
     """
-    try:
-        folder = _folder(digest, auto_class)
-        with lock(folder.with_suffix(".lock")):
-            if (graph := read(folder)) is None:
-                _make(folder, make)
-                graph = read(folder)
-            else:
-                os.utime(folder / _TOLD)
-    except OSError:  # a cache that cannot be written, or is full
-        graph = None
-    if graph is not None:
+    with contextlib.ExitStack() as block:
+        try:
+            graph = _kept(digest, auto_class, make)
+        except OSError:  # a cache that cannot be written, or is full
+            alone = tempfile.TemporaryDirectory(prefix="corpusmill-graph-", ignore_cleanup_errors=True)
+            graph = _alone(Path(block.enter_context(alone)).resolve(), make)
         yield graph
-        return
-    with tempfile.TemporaryDirectory(prefix="corpusmill-graph-", ignore_cleanup_errors=True) as alone:
-        make(Path(alone))
-        made = read(Path(alone))
-        assert made is not None, "it was written a moment ago"
-        yield made
+
+
+def _kept(digest: str, auto_class: str, make: Callable[[Path], None]) -> Graph:
+    """Raises OSError where it is not there and cannot be kept, and what `make` raises."""
+    folder = _folder(digest, auto_class)
+    if (graph := _used(folder)) is not None:  # what stands there is whole: nobody need wait
+        return graph
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_suffix(".lock")):
+        if (graph := _used(folder)) is None:
+            _make(folder, make)
+            graph = read(folder)
+    if graph is None:
+        raise FileNotFoundError(f"{folder} went away")
+    return graph
+
+
+def _alone(folder: Path, make: Callable[[Path], None]) -> Graph:
+    try:
+        make(folder)
+    except OSError as fault:
+        raise ModelError(
+            f"its graph for OpenVINO can be kept nowhere: {fault}; make room in {folder.parent}"
+        ) from fault
+    graph = read(folder)
+    assert graph is not None, "it was written a moment ago"
+    return graph
+
+
+def _used(folder: Path) -> Graph | None:
+    """The graph in a folder, which stays for the time being."""
+    with contextlib.suppress(OSError):  # it is not there, or another user's
+        os.utime(folder / _TOLD)
+    return read(folder)
 
 
 def _folder(digest: str, auto_class: str) -> Path:
-    versions = {name: version(name) for name in ("openvino", "torch", "transformers")}
+    versions = installed("openvino", "torch", "transformers")
     key = json.dumps([FORMAT, digest, auto_class, versions], sort_keys=True)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get(CACHE) or Path(home, "corpusmill")) / "graphs"
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache / hashlib.sha256(key.encode()).hexdigest()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = os.path.expanduser(os.environ.get(CACHE) or f"{home}/corpusmill")  # noqa: PTH111 - Path's may raise
+    # What is mapped is known by its real path.
+    return Path(cache).resolve() / "graphs" / hashlib.sha256(key.encode()).hexdigest()
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
     """Whole or not at all."""
     _make_room(folder.parent)
-    new = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
+    new = Path(tempfile.mkdtemp(prefix=_NEW, dir=folder.parent))
     try:
         make(new)
+        for each in (new, new / _SAID):  # other users may read it, as they may the rest
+            each.chmod(each.stat().st_mode | 0o055 if each.is_dir() else 0o644)
         shutil.rmtree(folder, ignore_errors=True)  # what was there was not whole
         new.replace(folder)
     except BaseException:
@@ -158,12 +188,14 @@ def _make_room(cache: Path) -> None:
     """Delete what nobody used lately beyond `KEPT_BYTES`, and what was left behind half made."""
     now, held = time.time(), 0
     graphs = []
-    for folder in (each for each in cache.iterdir() if each.is_dir()):
-        told = folder / _TOLD
-        used = (told if told.is_file() else folder).stat().st_mtime
-        graphs.append((used, folder, sum(file.stat().st_size for file in folder.iterdir())))
+    for folder in cache.iterdir():
+        with contextlib.suppress(OSError):  # another process deletes it, or has just made it
+            if folder.is_dir():
+                told = folder / _TOLD
+                used = (told if told.is_file() else folder).stat().st_mtime
+                graphs.append((used, folder, sum(file.stat().st_size for file in folder.iterdir())))
     for used, folder, size in sorted(graphs, reverse=True):
         held += size
-        half = folder.name.startswith("new-")
+        half = folder.name.startswith(_NEW)
         if now - used > (_ABANDONED_SECONDS if half else _IN_USE_SECONDS) and (half or held > KEPT_BYTES):
             shutil.rmtree(folder, ignore_errors=True)

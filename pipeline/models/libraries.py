@@ -5,88 +5,57 @@
 In an actor with OpenVINO 150 MB of it were in memory, and 60 MB come back, read again from where they lie.
 """
 
-import ctypes
-import os
-import sys
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.models.mapped import let_go, own_library
+from pipeline.models.mapped import let_go
 
-_LOADED, _WRITABLE = 1, 2
-"""A segment that is mapped, and one that is written to."""
+
+@dataclass(slots=True)
+class _Part:
+    """What is mapped of a file, as the kernel tells of it."""
+
+    start: int
+    stop: int
+    rights: str
+    file: tuple[str, str]  # its device and inode
+    own_kilobytes: int = 0  # that stand in no file, for they were written to
 
 
 def let_go_of_code() -> None:
     """Let go of what libraries have only to be read; what is needed of it is read again where it lies."""
-    written = _written()
-    for start, stop in _read_only():
-        if written is not None and not any(start < end and begin < stop for begin, end in written):
-            let_go(start, stop)
+    for start, stop in read_only(Path("/proc/self/smaps")):
+        let_go(start, stop)
 
 
-def _written() -> list[tuple[int, int]] | None:
-    """Addresses of mappings with pages that stand in no file; None where the system does not tell."""
-    found: list[tuple[int, int]] = []
-    place = ""
-    try:
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            name, _, rest = line.partition(" ")
-            if not name.endswith(":"):
-                place = name
-            elif name == "Anonymous:" and not rest.strip().startswith("0 "):
-                start, stop = (int(each, 16) for each in place.split("-"))
-                found.append((start, stop))
-    except OSError:
-        return None
-    return found
+def read_only(smaps: Path) -> list[tuple[int, int]]:
+    """Addresses of a process's libraries where nothing is written, and nothing was; none where no table is.
 
-
-class _Segment(ctypes.Structure):
-    """An entry of a library's program header (64 bits), as `elf.h` has it."""
-
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("offset", ctypes.c_uint64),
-        ("address", ctypes.c_uint64),
-        ("physical", ctypes.c_uint64),
-        ("file_bytes", ctypes.c_uint64),
-        ("memory_bytes", ctypes.c_uint64),
-        ("alignment", ctypes.c_uint64),
-    )
-
-
-class _Library(ctypes.Structure):
-    """What the loader tells of a library, the beginning of `link.h`'s dl_phdr_info."""
-
-    _fields_ = (
-        ("address", ctypes.c_uint64),
-        ("name", ctypes.c_char_p),
-        ("segments", ctypes.POINTER(_Segment)),
-        ("count", ctypes.c_uint16),
-    )
-
-
-_Told = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Library), ctypes.c_size_t, ctypes.c_void_p)
-
-
-def _read_only() -> list[tuple[int, int]]:
-    """Addresses of whole pages of libraries' segments that nobody may write to, those apart that are protected later.
-
-    The loader tells only of libraries that it has set up, and so of none that another thread loads just now.
+    A part counts where one that is written to comes after it: a library that another thread loads just now is mapped
+    whole at first, as what is only to be read, and the places that it writes to come last.
     """
-    found: list[tuple[int, int]] = []
-    page = os.sysconf("SC_PAGE_SIZE")
+    parts = list(_parts(smaps))
+    written = {part.file: part.start for part in parts if "w" in part.rights}  # the last one of each
+    return [
+        (part.start, part.stop)
+        for part in parts
+        if "w" not in part.rights and not part.own_kilobytes and part.start < written.get(part.file, 0)
+    ]
 
-    def told(library: Any, *_: object) -> int:
-        for segment in library.contents.segments[: library.contents.count]:
-            if segment.type == _LOADED and not segment.flags & _WRITABLE:
-                start = library.contents.address + segment.address
-                found.append((-(-start // page) * page, (start + segment.file_bytes) // page * page))
-        return 0
 
-    iterate = getattr(own_library(), "dl_iterate_phdr", None)
-    if sys.platform == "linux" and sys.maxsize > 1 << 32 and iterate is not None:
-        iterate(_Told(told), None)
-    return [each for each in found if each[0] < each[1]]
+def _parts(smaps: Path) -> Iterator[_Part]:
+    part: _Part | None = None
+    with contextlib.suppress(OSError):
+        for line in smaps.read_text().splitlines():
+            words = line.split()
+            if not words[0].endswith(":"):
+                if part is not None:
+                    yield part
+                start, stop = (int(each, 16) for each in words[0].split("-"))
+                part = None if words[4] == "0" else _Part(start, stop, words[1], (words[3], words[4]))
+            elif part is not None and words[0] in ("Anonymous:", "Swap:"):
+                part.own_kilobytes += int(words[1])
+    if part is not None:
+        yield part

@@ -296,7 +296,7 @@ def test_what_was_said_of_a_text_is_kept_for_other_outputs_and_a_changed_cache_d
     assert refused.code == 2
 
 
-def test_actors_of_openvino_share_one_conversion_and_say_what_torch_says(
+def test_a_run_by_openvino_keeps_its_graph_and_says_what_torch_says(
     corpusmill: Corpusmill, job: Job, tmp_path: Path, tiny: Callable[..., Path]
 ) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")

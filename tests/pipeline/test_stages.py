@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import stages
+from pipeline.annotator import Annotator
 from pipeline.blame import DEATHS_AT_MOST, Attempt, Phase, Stage
 from pipeline.envelope import Envelope
 from pipeline.errors import ModelError, RunError
@@ -238,6 +240,19 @@ def test_actors_of_a_family_that_is_not_well_known_import_all_but_openvinos_do_n
     assert work.imports == ["pipeline.models.loading"]
     in_openvino = replace(other, pinned=replace(other.pinned, engine="openvino"))
     assert replace(work, annotations=(in_openvino,)).imports == ["pipeline.models.lean:import_lean"]
+
+
+def test_in_a_process_of_its_own_an_actor_has_models_converted_in_another(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart: list[bool] = []
+    monkeypatch.setattr(Annotator, "load", lambda _, **how: apart.append(how["apart"]))
+    for name in ("hold", "keep_products"):  # of this process, in which other tests run
+        monkeypatch.setattr(stages, name, lambda **_: None)
+    work = bench(["ak bl"]).work
+    for own_process in (True, False):
+        AnnotateStage(work, own_process=own_process)
+    assert apart == [True, False]
 
 
 def test_two_units_at_once_become_what_each_becomes_alone(bench: Make, make_encoder: Callable[..., Path]) -> None:

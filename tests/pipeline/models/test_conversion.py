@@ -29,12 +29,19 @@ def test_apart_it_is_what_it_is_here_and_says_what_torch_says(
     pinned: PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORPUSMILL_CACHE", str(tmp_path))
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('a module of the user with a name of ours')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("print('a library that prints')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    here_alone = conversion.convert
+    monkeypatch.setattr(conversion, "convert", None)  # it happens elsewhere
     loaded = load(pinned, "AutoModel", "float32", "cpu", 1, 256, "openvino", apart=True)
     (told,) = tmp_path.glob("graphs/*/graph.json")
     apart, here = graphs.read(told.parent), tmp_path / "here"
     here.mkdir()
     module = wide_module(pinned, "AutoModel")
-    conversion.convert(module, "AutoModel", here)
+    here_alone(module, "AutoModel", here)
     graph = graphs.read(here)
     assert apart is not None
     assert graph is not None
@@ -82,6 +89,14 @@ def test_a_process_apart_that_dies_is_told(
     monkeypatch.setattr(sys, "executable", str(dying))
     with pytest.raises(ModelError, match=r"was not converted .* ended with -9: last; set `engine: torch`"):
         conversion.convert_apart(pinned, "AutoModel", tmp_path)
+
+
+def test_what_cannot_be_written_is_told_apart_from_what_cannot_be_converted(
+    pinned: PinnedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="none cannot be written"):
+        conversion.convert(wide_module(pinned, "AutoModel"), "AutoModel", tmp_path / "file" / "none")
 
 
 def test_a_model_that_cannot_be_converted_is_refused_in_words(

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,6 +18,7 @@ from tests.pipeline.families.factory import BERT_SIZES
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
 
 import openvino
+from openvino import opset13
 
 from pipeline.models import open_vino
 
@@ -55,6 +57,24 @@ def test_what_float16_cannot_say_stays(tmp_path: Path, value: float) -> None:
     model = openvino.Core().read_model(graph.xml)
     assert halve_tables(model) == 0
     assert tables(model) == ["<Type: 'float32'>"]
+
+
+def test_numbers_too_small_for_float16_stay(tmp_path: Path) -> None:
+    _, graph = converted(tmp_path, lambda words_VD: words_VD.mul_(1e-3))
+    model = openvino.Core().read_model(graph.xml)
+    assert halve_tables(model) == 0
+
+
+def test_a_table_is_halved_once_for_all_who_take_rows_and_not_where_more_is_done_with_it() -> None:
+    values = np.ones((10_000, 64), np.float32)
+    for more in (False, True):
+        table, ids = opset13.constant(values), opset13.parameter([-1], np.int64)
+        rows = [opset13.gather(table, ids, np.int64(0)) for _ in range(2)]
+        sums = opset13.add(*rows)
+        ends = [sums, opset13.matmul(sums, table, False, True)] if more else [sums]
+        model = openvino.Model(ends, [ids])
+        assert halve_tables(model) == (not more)
+        assert tables(model) == (["<Type: 'float32'>"] if more else ["<Type: 'float16'>"])
 
 
 @pytest.mark.parametrize(("dtype", "halved"), [("float32", False), ("bfloat16", True)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
@@ -48,6 +48,7 @@ def folder_of(make: Callable[[Path], None], digest: str = "d" * 64, auto_class: 
         return graph.folder
 
 
+@settings(deadline=None)  # it writes to a disk
 @given(
     st.lists(st.integers(-(2**60), 2**60), min_size=4, max_size=4),
     st.lists(st.floats(width=32, allow_nan=False), min_size=6, max_size=6),
@@ -82,7 +83,7 @@ def test_it_is_made_once_for_a_model_and_a_class(cache: Path) -> None:
 def test_another_version_makes_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = Made()
     first = folder_of(make)
-    monkeypatch.setattr(graphs, "version", lambda _: "0.0.1")
+    monkeypatch.setattr(graphs, "installed", lambda *names: dict.fromkeys(names, "0.0.1"))
     assert folder_of(make).parent == cache
     assert make.times == 2
     assert (first / "graph.json").is_file()
@@ -145,6 +146,61 @@ def test_where_nothing_can_be_kept_it_is_there_for_the_block(tmp_path: Path, cac
         raise AssertionError("there is no graph")
 
 
+def test_a_cache_that_is_full_is_done_without_and_a_full_disk_is_told_in_words(cache: Path, tmp_path: Path) -> None:
+    make = Made()
+
+    def full(folder: Path) -> None:
+        if folder.parent == cache:
+            raise OSError(28, "No space left on device")
+        make(folder)
+
+    folder_of(full)
+    assert make.times == 1
+    assert list(cache.glob("*/")) == []
+    whole = OSError(28, "No space left on device")
+
+    def nowhere(_: Path) -> None:
+        raise whole
+
+    with pytest.raises(ModelError, match=r"its graph for OpenVINO can be kept nowhere: .* No space .*; make room in /"):
+        folder_of(nowhere)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_graph_of_another_users_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Made()
+    folder = folder_of(make)
+    assert folder.stat().st_mode & 0o055 == 0o055
+    assert all(each.stat().st_mode & 0o044 == 0o044 for each in folder.iterdir())
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("it is another user's")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(graphs, "lock", refused)
+    assert folder_of(make) == folder
+    assert make.times == 1
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_folder_is_told_by_its_real_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    make = Made()
+    monkeypatch.setenv("CORPUSMILL_CACHE", str(tmp_path / "link"))
+    first = folder_of(make)
+    assert first.parent == (tmp_path / "real" / "graphs").resolve()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CORPUSMILL_CACHE", "real")
+    assert folder_of(make) == first
+    monkeypatch.delenv("CORPUSMILL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert folder_of(make).parent == (tmp_path / "xdg/corpusmill/graphs").resolve()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert folder_of(make).parent == (tmp_path / "home/.cache/corpusmill/graphs").resolve()
+
+
 def _refuse(folder: Path) -> None:
     raise ModelError("no rule")
 
@@ -153,7 +209,7 @@ def _refuse(folder: Path) -> None:
 def test_room_is_made_by_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     make, now = Made(bytes(10_000)), time.time()
     old, used, lately = (folder_of(make, digest) for digest in ("a", "b", "c"))
-    for folder, hours in ((old, 9), (used, 8), (lately, 0.5)):
+    for folder, hours in ((old, 300), (used, 200), (lately, 100)):
         os.utime(folder / "graph.json", (now - hours * HOUR,) * 2)
     assert folder_of(make, "b") == used  # and so it is younger than all
     abandoned, begun = used.parent / "new-abandoned", used.parent / "new-begun"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models.libraries import _read_only, _written, let_go_of_code
+from pipeline.models.libraries import let_go_of_code, read_only
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what is mapped")
 
@@ -29,15 +29,37 @@ def test_code_is_let_go_of_and_comes_back() -> None:
 
 
 def test_what_is_let_go_of_is_code_and_never_what_a_library_writes_to() -> None:
-    segments, written = _read_only(), _written()
-    assert written
-    library = ctypes.CDLL(None)
-    code = ctypes.cast(library.malloc, ctypes.c_void_p).value
+    segments = read_only(Path("/proc/self/smaps"))
+    code = ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value
     assert code is not None
     assert any(start <= code < stop for start, stop in segments)
-    touched = [each for each in segments if any(each[0] < stop and start < each[1] for start, stop in written)]
-    assert touched == [], "the loader writes to no segment that is only to be read"
     for line in Path("/proc/self/maps").read_text().splitlines():
         place, rights, *_ = line.split()
         begin, end = (int(each, 16) for each in place.split("-"))
         assert "w" not in rights or not any(begin < stop and start < end for start, stop in segments)
+
+
+LIBRARY = [("1000-2000", "r--p", 0), ("2000-4000", "r-xp", 0), ("4000-5000", "r--p", 8), ("5000-6000", "rw-p", 4)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "inode", "wanted"),
+    [
+        (LIBRARY, "77", [(0x1000, 0x2000), (0x2000, 0x4000)]),
+        (LIBRARY[:3], "77", []),  # it is being loaded, and what it writes to may be mapped there
+        (LIBRARY, "0", []),  # no file is behind it
+        ([("1000-2000", "r-xp", 4), LIBRARY[3]], "77", []),  # somebody wrote into its code
+    ],
+)
+@pytest.mark.parametrize("own", ["Anonymous", "Swap"])
+def test_a_library_counts_once_it_is_whole(
+    tmp_path: Path, parts: list[tuple[str, str, int]], inode: str, wanted: list[tuple[int, int]], own: str
+) -> None:
+    lines = [
+        f"{place} {rights} 00000000 fd:00 {inode}    /lib/lib x.so\nRss:    4 kB\n{own}:    {kilobytes} kB\n"
+        for place, rights, kilobytes in parts
+    ]
+    data = "9000-a000 rw-p 00000000 fd:00 78    /lib/other.so\nAnonymous:    4 kB\n"
+    (tmp_path / "smaps").write_text("".join(lines) + data)
+    assert read_only(tmp_path / "smaps") == wanted
+    assert read_only(tmp_path / "none") == []

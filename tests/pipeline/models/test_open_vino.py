@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,16 @@ def test_a_graph_that_says_otherwise_is_refused(make_encoder: Make, monkeypatch:
     monkeypatch.setattr(open_vino, "_compiled", of_another_text)
     with pytest.raises(ModelError, match=r"BertModel converted to OpenVINO gives other numbers .*`engine: torch`"):
         _loaded(make_encoder(), "AutoModel", "openvino")
+
+
+def test_a_graph_that_gives_no_numbers_is_refused(make_encoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_vino.OpenVinoModule, "__call__", _no_numbers)
+    with pytest.raises(ModelError, match=r"gives other numbers than in torch: nan of their length off"):
+        _loaded(make_encoder(), "AutoModel", "openvino")
+
+
+def _no_numbers(_: object, **inputs: torch.Tensor) -> SimpleNamespace:
+    return SimpleNamespace(last_hidden_state=torch.full((*inputs["input_ids"].shape, 32), torch.nan))
 
 
 class _Shifted:

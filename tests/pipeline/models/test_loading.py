@@ -335,8 +335,8 @@ def test_weights_are_rounded_to_int8_from_what_the_file_has(make_encoder, copy_o
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what is mapped")
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_a_model_that_becomes_int8_is_not_held_in_float32_too(make_encoder, tmp_path, monkeypatch, stored):
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
-    model = transformers.BertModel(transformers.BertConfig(vocab_size=100, **sizes))  # 12.6 million weights of layers
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=100, **sizes))  # 25.2 million weights of layers
     model.to(stored).save_pretrained(tmp_path)
     shutil.copy(make_encoder() / "tokenizer.json", tmp_path)
     calibration = calibrated(tmp_path, input_ids=torch.arange(3, 25).view(2, 11))
@@ -354,5 +354,6 @@ def test_a_model_that_becomes_int8_is_not_held_in_float32_too(make_encoder, tmp_
     give_back()
     before = resident()
     loaded(tmp_path, dtype="int8", calibration=calibration)
-    assert len(held) == 17
-    assert max(held) - before < 55_000_000  # in float32 they alone are 50
+    assert len(held) == 33
+    # In float32 they alone are 100 MB, and 50 in bfloat16 beside it; other tests leave holes in this process's memory.
+    assert max(held) - before < 125_000_000

@@ -27,6 +27,7 @@ from pipeline.models.device import WRITING, settle
 from pipeline.models.engines import OPENVINO, TORCH
 from pipeline.models.first_token import read_first_token
 from pipeline.models.layers import fuse_layers
+from pipeline.models.libraries import let_go_of_code
 from pipeline.models.linears import prepare_linears
 from pipeline.models.mapped import as_stored, let_go_of_file, letting_go, mappings
 from pipeline.models.quietly import quietly
@@ -181,6 +182,8 @@ def _load_openvino(
             convert(wide_module(pinned, auto_class), auto_class, folder)
 
     tokenizer = prepared_tokenizer(pinned, threads)
+    if apart:  # beside what compiling holds for a moment, what was for starting until now
+        let_go_of_code()
     try:
         ranges = None if calibration is None else from_bytes(calibration)
         kept = partial(graphs.kept, pinned.digest, auto_class, make)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -165,6 +166,8 @@ def _folder(digest: str, auto_class: str) -> Path:
     key = json.dumps([FORMAT, digest, auto_class, versions], sort_keys=True)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = os.path.expanduser(os.environ.get(CACHE) or f"{home}/corpusmill")  # noqa: PTH111 - Path's may raise
+    if cache.startswith("~"):
+        raise FileNotFoundError("this user has no home folder")
     # What is mapped is known by its real path.
     return Path(cache).resolve() / "graphs" / hashlib.sha256(key.encode()).hexdigest()
 
@@ -172,11 +175,10 @@ def _folder(digest: str, auto_class: str) -> Path:
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
     """Whole or not at all."""
     _make_room(folder.parent)
-    new = Path(tempfile.mkdtemp(prefix=_NEW, dir=folder.parent))
+    new = folder.with_name(f"{_NEW}{uuid4().hex}")
+    new.mkdir()  # others may read it where the user lets them read new files
     try:
         make(new)
-        for each in (new, new / _SAID):  # other users may read it, as they may the rest
-            each.chmod(each.stat().st_mode | 0o055 if each.is_dir() else 0o644)
         shutil.rmtree(folder, ignore_errors=True)  # what was there was not whole
         new.replace(folder)
     except BaseException:

@@ -167,11 +167,21 @@ def test_a_cache_that_is_full_is_done_without_and_a_full_disk_is_told_in_words(c
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(("umask", "others_may"), [(0o022, 0o055), (0o077, 0)])
+def test_others_may_read_it_where_the_user_lets_them(umask: int, others_may: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = folder_of(Made())
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o077 == others_may
+    assert all(each.stat().st_mode & 0o077 == others_may & 0o044 for each in folder.iterdir())
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_graph_of_another_users_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     make = Made()
     folder = folder_of(make)
-    assert folder.stat().st_mode & 0o055 == 0o055
-    assert all(each.stat().st_mode & 0o044 == 0o044 for each in folder.iterdir())
 
     def refused(*_: object, **__: object) -> None:
         raise PermissionError("it is another user's")
@@ -197,6 +207,13 @@ def test_the_folder_is_told_by_its_real_path(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert folder_of(make).parent == (tmp_path / "xdg/corpusmill/graphs").resolve()
     monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user whom the system does not know
+    alone = folder_of(make)
+    assert alone.name.startswith("corpusmill-graph-")
+    assert not Path("~").exists()
+    monkeypatch.undo()
+    monkeypatch.delenv("CORPUSMILL_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert folder_of(make).parent == (tmp_path / "home/.cache/corpusmill/graphs").resolve()
 

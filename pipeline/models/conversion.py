@@ -2,7 +2,7 @@
 
     convert(bert, "AutoModel", folder)
     convert_apart(pinned, "AutoModel", folder)
-    python -m pipeline.models.conversion < wish.json      # {"model": {…}, "auto_class": "AutoModel", "folder": "…"}
+    python -m pipeline.models.conversion < wish.json      # {"model": {…}, "auto_class": "AutoModel", "folder": "…", …}
 
 What it takes is more than the graph does: the module in float32, its trace, a computer algebra system that torch's
 tracing imports. An actor of MiniLM that converted it itself held 830 MB at its peak.
@@ -137,7 +137,7 @@ def convert_apart(pinned: PinnedModel, auto_class: str, folder: Path) -> None:
     Raises ModelError: it cannot be loaded or converted; the process died, or had no end. OSError where the folder
     cannot be written.
     """
-    wish = {"model": asdict(pinned), "auto_class": auto_class, "folder": str(folder)}
+    wish = {"model": asdict(pinned), "auto_class": auto_class, "folder": str(folder), "asked_by": os.getpid()}
     path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
     try:
         process = subprocess.run(
@@ -167,10 +167,10 @@ def convert_apart(pinned: PinnedModel, auto_class: str, folder: Path) -> None:
 
 def main() -> None:
     """Convert what standard input names; what came of it is told on standard output."""
-    _end_with(os.getppid())
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     wish = json.load(sys.stdin)
+    _end_with(wish["asked_by"])
     from pipeline.models.lean import import_lean
 
     import_lean()

@@ -199,7 +199,8 @@ def _load_openvino(
 
 def _config(pinned: PinnedModel) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(pinned.folder, local_files_only=True)
+        with quietly():
+            return transformers.AutoConfig.from_pretrained(pinned.folder, local_files_only=True)
     except Exception as fault:
         raise ModelError(f"model {pinned.ref!r}: its config.json cannot be read: {_one_line(fault)}") from fault
 

@@ -1,7 +1,9 @@
 """A model is converted here or in a process apart alike; what it cannot be is told in words."""
 
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.models import conversion, graphs
-from pipeline.models.loading import load, wide_module
+from pipeline.models.loading import _config, load, wide_module
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
@@ -89,6 +91,38 @@ def test_a_process_apart_that_dies_is_told(
     monkeypatch.setattr(sys, "executable", str(dying))
     with pytest.raises(ModelError, match=r"was not converted .* ended with -9: last; set `engine: torch`"):
         conversion.convert_apart(pinned, "AutoModel", tmp_path)
+
+
+def test_a_process_that_cannot_be_started_or_has_no_end_is_told(
+    pinned: PinnedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(ModelError, match=r"was not converted to OpenVINO: .*No such file.*; set `engine: torch`"):
+        conversion.convert_apart(pinned, "AutoModel", tmp_path)
+    endless = tmp_path / "python"
+    endless.write_text("#!/bin/sh\nexec sleep 60\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(endless))
+    monkeypatch.setattr(conversion, "LONGEST_SECONDS", 0.2)
+    with pytest.raises(ModelError, match=r"was not converted to OpenVINO: .*timed out after 0.2 seconds"):
+        conversion.convert_apart(pinned, "AutoModel", tmp_path)
+
+
+def test_it_ends_where_who_asked_has_ended() -> None:
+    """Whose process id is another one by then."""
+    code = "from pipeline.models.conversion import main; main()"
+    wish = '{"asked_by": 1, "model": {}, "auto_class": "AutoModel", "folder": "none"}'
+    ended = subprocess.run(
+        [sys.executable, "-c", code], input=wish, capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.strip().endswith("who asked has ended")
+
+
+def test_a_config_that_cannot_be_read_is_told(pinned: PinnedModel) -> None:
+    odd = replace(pinned, folder=str(Path(pinned.folder) / "none"))
+    with pytest.raises(ModelError, match=r"its config\.json cannot be read: "):
+        _config(odd)
 
 
 def test_what_cannot_be_written_is_told_apart_from_what_cannot_be_converted(

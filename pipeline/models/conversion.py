@@ -8,13 +8,14 @@ What it takes is more than the graph does: the module in float32, its trace, a c
 tracing imports. An actor of MiniLM that converted it itself held 830 MB at its peak.
 """
 
+import contextlib
 import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models import graphs
 from pipeline.models.engines import OUTPUTS
+from pipeline.models.graph_attention import graph_attention_of
+from pipeline.models.graph_rows import PLACES_N, PLACES_T, laid_out
 from pipeline.models.linears import body_of
 from pipeline.models.mapped import own_library
 from pipeline.models.quietly import quietly
 from pipeline.models.reference import PinnedModel
+from pipeline.models.rows import LaidRows, can_compute_in_rows, compute_in_rows, compute_side_by_side
 from pipeline.models.telemetry import without_telemetry
 
 _EXAMPLE = (2, 8)  # B, L
@@ -46,14 +50,16 @@ _PR_SET_PDEATHSIG = 1
 def convert(module: nn.Module, auto_class: str, folder: Path) -> None:
     """Write the module of a transformers class, in float32, as a graph into an empty folder.
 
-    Raises ModelError where it cannot be converted, OSError where the folder cannot be written.
+    Where its family may compute in rows, the graph does (`graph_rows`). Raises ModelError where it cannot be converted,
+    OSError where the folder cannot be written.
     """
     plain = _Plain(module, OUTPUTS[auto_class]).eval()
     try:
         with quietly(), torch.inference_mode():
-            graph = _graph(plain, _texts(module, *_EXAMPLE))
-            texts = _texts(module, *_TRIED)
+            texts, example = _texts(module, *_TRIED), _texts(module, *_EXAMPLE)
             said = plain(**texts)
+            with _in_rows(module) as in_rows:
+                graph = _graph(_InRows(plain), _laid_out(example)) if in_rows else _graph(plain, example)
     except Exception as fault:
         gist = (str(fault).strip().splitlines() or ["no message"])[0]
         raise ModelError(
@@ -68,6 +74,7 @@ def convert(module: nn.Module, auto_class: str, folder: Path) -> None:
             {name: values.numpy() for name, values in texts.items()},
             {name: values.float().numpy() for name, values in zip(plain.outputs, said, strict=True)},
         ),
+        in_rows,
     )
 
 
@@ -86,11 +93,34 @@ class _Plain(nn.Module):
         self.module, self.outputs = module, outputs
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        **more: Any,
     ) -> tuple[torch.Tensor, ...]:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        found = self.module(input_ids=input_ids, attention_mask=attention_mask, **types)
+        found = self.module(input_ids=input_ids, attention_mask=attention_mask, **types, **more)
         return tuple(found[name] for name in self.outputs)
+
+
+class _InRows(nn.Module):
+    """The same of a module that computes in rows."""
+
+    def __init__(self, plain: _Plain) -> None:
+        super().__init__()
+        self.module, self.say = plain.module, plain.forward
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        places_N: torch.Tensor,
+        places_T: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,  # last: a gap in what is given would name all nodes otherwise
+    ) -> tuple[torch.Tensor, ...]:
+        rows = LaidRows(attention_mask, places_N, places_T)
+        return self.say(input_ids, attention_mask, token_type_ids, rows=rows)
 
 
 def _texts(module: Any, texts: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -105,6 +135,30 @@ def _texts(module: Any, texts: int, tokens: int) -> dict[str, torch.Tensor]:
     return found
 
 
+@contextlib.contextmanager
+def _in_rows(module: nn.Module) -> Iterator[bool]:
+    """Inside the block the module computes as a graph in rows does, where it can; whether it can."""
+    if not can_compute_in_rows(module):
+        yield False
+        return
+    with graph_attention_of(module) as can:
+        if can:
+            compute_in_rows(module)
+        try:
+            yield can
+        finally:
+            if can:
+                compute_side_by_side(module)
+
+
+def _laid_out(texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same as a graph in rows takes them, in the order of `_InRows`."""
+    inputs = {name: values.numpy() for name, values in texts.items() if name != "attention_mask"}
+    found = laid_out(inputs, texts["attention_mask"].sum(1).numpy(), most_tokens=None, pad_id=0)
+    order = ["input_ids", "attention_mask", PLACES_N, PLACES_T, "token_type_ids"]
+    return {name: torch.from_numpy(found[name]) for name in order if name in found}
+
+
 def _graph(plain: nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
     """An `openvino.Model` with inputs of any shape."""
     without_telemetry()
@@ -117,7 +171,7 @@ def _graph(plain: nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
     graph = frontend.convert(frontend.load(decoder))
     for port, name in zip(graph.inputs, example, strict=True):
         port.get_tensor().set_names({name})
-        port.get_node().set_partial_shape(PartialShape([-1, -1]))
+        port.get_node().set_partial_shape(PartialShape([-1] * example[name].ndim))
     graph.validate_nodes_and_infer_types()
     return graph
 

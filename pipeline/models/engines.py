@@ -26,6 +26,9 @@ OUTPUTS: Mapping[str, tuple[str, ...]] = {
 }
 """What tasks take from a model that reads, by the transformers class which it is loaded as."""
 
+OF_TEXTS = frozenset({"AutoModelForSequenceClassification"})
+"""Those of which each output is of a whole text; others say something of each token."""
+
 _DTYPES = ("float32", "bfloat16", "int8")
 
 

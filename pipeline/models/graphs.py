@@ -6,7 +6,7 @@
     ~/.cache/corpusmill/graphs/5f0c…/                   # or in $CORPUSMILL_CACHE, or $XDG_CACHE_HOME/corpusmill
         graph.xml, graph.bin    in float32, with inputs of any shape
         said.safetensors        the tokens of some texts, and what torch says of them in float32
-        graph.json              written last: {"made_of": "BertModel", "layers": {…}, "files": {"graph.bin": sha256, …}}
+        graph.json              written last: {"made_of": "BertModel", "in_rows": true, "layers": {…}, "files": {…}}
 
 Files that are not what they were when they were written are made anew. Without torch.
 """
@@ -32,7 +32,7 @@ from pipeline.errors import ModelError
 from pipeline.models.hub import lock
 from pipeline.versions import installed
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept, and of how it is converted: another one is not taken for this one."""
 
 CACHE = "CORPUSMILL_CACHE"
@@ -63,6 +63,7 @@ class Graph:
     folder: Path
     made_of: str  # the class of the module
     layers: Mapping[str, str]  # by the name of a linear layer's node, what the layer is called in the model's body
+    in_rows: bool = False  # it takes what `graph_rows` lays out
 
     @property
     def xml(self) -> Path:
@@ -84,12 +85,12 @@ class Graph:
         return Said(inputs, outputs)
 
 
-def write(folder: Path, made_of: str, layers: Mapping[str, str], said: Said) -> None:
+def write(folder: Path, made_of: str, layers: Mapping[str, str], said: Said, in_rows: bool = False) -> None:
     """Tell of a graph that was saved as `folder / "graph.xml"`, and so say that it is whole. Raises OSError."""
     tensors: dict[str, npt.NDArray[Any]] = {_INPUT + name: values for name, values in said.inputs.items()}
     tensors |= {_OUTPUT + name: values for name, values in said.outputs.items()}
     (folder / _SAID).write_bytes(save(tensors))
-    told = {"made_of": made_of, "layers": dict(layers), "files": _digests(folder)}
+    told = {"made_of": made_of, "layers": dict(layers), "in_rows": in_rows, "files": _digests(folder)}
     (folder / _TOLD).write_text(json.dumps(told), "utf-8")
 
 
@@ -97,7 +98,8 @@ def read(folder: Path) -> Graph | None:
     """The graph in a folder; None where there is none, or not as it was written."""
     try:
         told = json.loads((folder / _TOLD).read_text("utf-8"))
-        return Graph(folder, told["made_of"], told["layers"]) if told["files"] == _digests(folder) else None
+        whole = told["files"] == _digests(folder)
+        return Graph(folder, told["made_of"], told["layers"], told["in_rows"]) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

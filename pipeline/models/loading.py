@@ -192,9 +192,7 @@ def _load_openvino(
         told = str(fault) if repr(pinned.ref) in str(fault) else f"model {pinned.ref!r}: {fault}"
         raise ModelError(told) from fault.__cause__
     digest = None if calibration is None else digest_of(calibration)
-    return LoadedModel(
-        pinned, module, tokenizer, "cpu", dtype, threads, token_budget, engine=OPENVINO, calibration=digest
-    )
+    return LoadedModel(pinned, module, tokenizer, "cpu", dtype, threads, token_budget, module.in_rows, OPENVINO, digest)
 
 
 def _config(pinned: PinnedModel) -> Any:

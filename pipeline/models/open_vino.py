@@ -17,15 +17,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.errors import ModelError, RunError
-from pipeline.models.engines import OUTPUTS
+from pipeline.models.engines import OF_TEXTS, OUTPUTS
 from pipeline.models.graph_int8 import quantize_graph
+from pipeline.models.graph_rows import laid_out
 from pipeline.models.graph_tables import halve_tables
 from pipeline.models.graphs import Graph, Said
 from pipeline.models.mapped import let_go_of_path
 from pipeline.models.ranges import Ranges
+from pipeline.models.rows import PackedRows
 from pipeline.models.telemetry import without_telemetry
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
@@ -53,9 +56,20 @@ class OpenVinoModule:
     So numbers are blotted out as soon as they are copied, and a graph that failed is compiled anew.
     """
 
-    def __init__(self, compile_graph: Callable[[], Any], outputs: Sequence[str], config: Any) -> None:
-        """Compile: `compile_graph` gives an `openvino.CompiledModel` with these outputs; `config` is the module's."""
-        self.config, self.outputs = config, outputs
+    def __init__(
+        self,
+        compile_graph: Callable[[], Any],
+        outputs: Sequence[str],
+        config: Any,
+        in_rows: bool = False,
+        of_tokens: bool = True,
+    ) -> None:
+        """Compile: `compile_graph` gives an `openvino.CompiledModel` with these outputs; `config` is the module's.
+
+        `in_rows`: it takes what `graph_rows` lays out. `of_tokens`: it gives something for each, not for a text.
+        """
+        self.config, self.outputs, self.in_rows = config, outputs, in_rows
+        self._of_tokens = of_tokens
         self._compile = compile_graph
         self._request: Any = None  # none yet, or none any more
         self._inputs: list[str] = []
@@ -66,8 +80,11 @@ class OpenVinoModule:
         self._inputs = [port.get_any_name() for port in compiled.inputs]
         self._request = compiled.create_infer_request()
 
-    def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
-        """The outputs of a micro-batch by their names, on the CPU in float32. Token types are 0 where none are told.
+    def __call__(self, **inputs: Any) -> SimpleNamespace:
+        """The outputs of a micro-batch by their names, on the CPU in float32.
+
+        It takes what the module does: tensors_BL of ids and token types, which are 0 where none are told, and of the
+        real tokens an `attention_mask`, or `rows` (`PackedRows`). What it says of padding is any number.
 
         The numbers are copies, for OpenVINO writes the next ones over its own. Raises MemoryError where it left none,
         RunError where it cannot go on after that.
@@ -80,20 +97,43 @@ class OpenVinoModule:
                     f"OpenVINO gave up after it failed, for its graph could not be compiled anew ({fault}); the same "
                     "command goes on, and fewer actors leave more memory to each"
                 ) from fault
-        shape = inputs["input_ids"].shape
-        given = {name: inputs[name].numpy() if name in inputs else np.zeros(shape, np.int64) for name in self._inputs}
+        texts, tokens = inputs["input_ids"].shape
+        given = self._given(**inputs)
+        held = given["input_ids"].shape
         request, self._request = self._request, None  # until it has done well
         found = request.infer(given, share_inputs=True, share_outputs=True)
         copies = {}
         for place, name in enumerate(self.outputs):
             array = found[place]
-            misses = len(array) != shape[0] or (array.ndim > 2 and array.shape[1] != shape[1])
+            misses = len(array) != texts or (self._of_tokens and array.shape[1] != held[1])
             if misses or (array.view(np.uint32) == _BLOTTED).all():
-                raise MemoryError(f"OpenVINO gave no numbers for inputs of {tuple(shape)}")
-            copies[name] = torch.from_numpy(array.copy())
+                raise MemoryError(f"OpenVINO gave no numbers for inputs of {held}")
+            copies[name] = torch.from_numpy((array[:, :tokens] if self._of_tokens else array).copy())
             array.view(np.uint32).fill(_BLOTTED)
         self._request = request
         return SimpleNamespace(**copies)
+
+    def _given(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        rows: PackedRows | None = None,
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """What the graph takes, by the names of its inputs."""
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        given = {"input_ids": input_ids.numpy(), "token_type_ids": types.numpy()}
+        if not self.in_rows:
+            given |= {} if attention_mask is None else {"attention_mask": attention_mask.numpy()}
+        else:
+            if rows is not None:
+                lengths_B = np.diff(rows.starts_B1.numpy())
+            else:
+                assert attention_mask is not None, "one of them tells which tokens are real"
+                lengths_B = attention_mask.sum(1).numpy()
+            pad_id = getattr(self.config, "pad_token_id", None) or 0
+            given = laid_out(given, lengths_B, getattr(self.config, "max_position_embeddings", None), pad_id)
+        return {name: given[name] for name in self._inputs}
 
 
 Graphs = Callable[[], AbstractContextManager[Graph]]
@@ -117,7 +157,13 @@ def opened(
 
     with graphs() as graph:
         try:
-            made = OpenVinoModule(lambda: _compiled(graph, dtype, threads, ranges), OUTPUTS[auto_class], config)
+            made = OpenVinoModule(
+                lambda: _compiled(graph, dtype, threads, ranges),
+                OUTPUTS[auto_class],
+                config,
+                graph.in_rows,
+                of_tokens=auto_class not in OF_TEXTS,
+            )
             off = _off(made, graph.said())
         except ModelError as fault:
             raise ModelError(f"{fault}; {_ADVICE}, or `dtype: bfloat16`") from fault

@@ -1,8 +1,8 @@
 """Which versions of packages made something, and which decide the last bits of what a model says.
 
 installed("torch", "no-such-package") -> {"python": "3.12.3", "torch": "2.13.0"}
-computing({"torch"})                  -> {"corpusmill": "0.1.0", "arithmetic": "4", "torch": "2.13.0", …}
-differing([{"torch": "2.12.0"}, {"torch": "2.13.0", "arithmetic": "4"}])
+computing({"torch"})                  -> {"corpusmill": "0.1.0", "arithmetic": "5", "torch": "2.13.0", …}
+differing([{"torch": "2.12.0"}, {"torch": "2.13.0", "arithmetic": "5"}])
                                       -> "torch 2.12.0 and 2.13.0, arithmetic unknown and 4"
 """
 
@@ -10,12 +10,12 @@ import platform
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-ARITHMETIC = 4
+ARITHMETIC = 5
 """Of corpusmill itself: raised by each change after which the same plan gives other bits, as where texts share their
 micro-batches with others. 2: a micro-batch on a CPU ends before texts so much shorter that padding would cost more.
 3: encoders' layers add up what they read inside their products, in int8 in float32; in OpenVINO's a GELU's outputs are
 made positive, and what that adds goes off the next bias. 4: OpenVINO has tables of words in float16, unless it computes
-in float32."""
+in float32. 5: OpenVINO's micro-batches of BERT and its like have as many real tokens as they may have."""
 
 _COMPUTE = ("corpusmill", "tokenizers", "torch", "transformers")
 _OF_ENGINES = ("openvino",)

@@ -50,9 +50,8 @@ def _key_mask(*, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
 
     Computed from the mask as a number, by a factor, OpenVINO would take it for something quantised.
     """
-    return torch.zeros_like(attention_mask, dtype=torch.float32).masked_fill(attention_mask == 0, _UNSEEN)[
-        :, None, None
-    ]
+    mask_BL = torch.zeros_like(attention_mask, dtype=torch.float32).masked_fill(attention_mask == 0, _UNSEEN)
+    return mask_BL[:, None, None]
 
 
 @contextlib.contextmanager

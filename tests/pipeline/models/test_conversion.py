@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.models import conversion, graphs
+from pipeline.models.engines import OF_TEXTS, OUTPUTS
+from pipeline.models.first_token import read_first_token
 from pipeline.models.loading import _config, load, wide_module
+from pipeline.models.open_vino import opened
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
+from pipeline.models.rows import PackedRows
+from tests.pipeline.families.factory import BERT_SIZES, DISTILBERT_SIZES
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
 
@@ -74,6 +80,50 @@ def test_it_tells_what_torch_says_of_texts_of_several_lengths(pinned: PinnedMode
     torch.testing.assert_close(torch.from_numpy(said.outputs["last_hidden_state"]), wanted)
     layers = {name for name, part in module.named_modules() if type(part) is nn.Linear}
     assert set(graph.layers.values()) == layers
+
+
+SMALL = {"vocab_size": 100, "max_position_embeddings": 42, **BERT_SIZES}
+ROBERTA = {**SMALL, "pad_token_id": 1}  # positions count from 2, so texts have 40 tokens at most
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "config", "in_rows"),
+    [
+        ("AutoModel", transformers.BertConfig(**SMALL), True),
+        ("AutoModel", transformers.BertConfig(**SMALL, attn_implementation="eager"), False),
+        ("AutoModelForSequenceClassification", transformers.BertConfig(**SMALL, num_labels=16), True),
+        ("AutoModelForTokenClassification", transformers.RobertaConfig(**ROBERTA, num_labels=3), True),
+        ("AutoModelForSequenceClassification", transformers.XLMRobertaConfig(**ROBERTA, num_labels=1), True),
+        ("AutoModelForQuestionAnswering", transformers.ElectraConfig(**SMALL, embedding_size=16), True),
+        ("AutoModelForQuestionAnswering", transformers.CamembertConfig(**ROBERTA), True),
+        ("AutoModel", transformers.DistilBertConfig(vocab_size=100, **DISTILBERT_SIZES), True),
+        ("AutoModel", transformers.AlbertConfig(**SMALL, embedding_size=16), False),
+    ],
+)
+def test_a_family_that_may_becomes_a_graph_in_rows_and_says_of_texts_of_any_length_what_torch_says(
+    auto_class: str, config: transformers.PreTrainedConfig, in_rows: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    how = {"attn_implementation": config._attn_implementation} if config._attn_implementation else {}
+    module = getattr(transformers, auto_class).from_config(config, **how).eval()
+    read_first_token(module)
+    conversion.convert(module, auto_class, tmp_path)
+    graph = graphs.read(tmp_path)
+    assert graph is not None
+    assert graph.in_rows == in_rows
+    made = opened(lambda: nullcontext(graph), config, auto_class, "float32", 1)
+    pad_id = int(config.pad_token_id or 0)
+    for lengths in ([1], [1, 1, 1], [40, 7], [17, 16, 15, 3], [5] * 16, [33]):
+        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        ids = torch.randint(3, 100, real.shape).masked_fill(~real, pad_id)
+        with torch.inference_mode():
+            wanted = module(input_ids=ids, attention_mask=real.long())
+        masked = made(input_ids=ids, attention_mask=real.long())
+        told = made(input_ids=ids, rows=PackedRows.of(lengths, "cpu")) if in_rows else masked
+        for name in OUTPUTS[auto_class]:
+            some = slice(None) if auto_class in OF_TEXTS else real
+            for found in (masked, told):
+                torch.testing.assert_close(getattr(found, name)[some], wanted[name][some], rtol=1e-3, atol=1e-3)
 
 
 def test_what_a_process_apart_refuses_is_refused_here_in_its_words(pinned: PinnedModel, tmp_path: Path) -> None:

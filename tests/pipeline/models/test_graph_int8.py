@@ -80,6 +80,18 @@ def test_a_quantised_graph_says_nearly_what_the_module_says(kind: str, tmp_path:
         assert not torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), "it was computed in float32"
 
 
+def test_padding_is_seen_by_nobody(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = transformers.BertModel(transformers.BertConfig(**SMALL, initializer_range=0.2)).eval()  # sharp attention
+    graph = in_int8(converted(module, "AutoModel", tmp_path), "AutoModel", looked_at(module))
+    real = torch.arange(21) < torch.tensor([21, 2, 9])[:, None]
+    inputs = {"input_ids": torch.randint(3, 100, real.shape) * real, "attention_mask": real.long()}
+    with torch.inference_mode():
+        wanted = module(**inputs).last_hidden_state[real]
+    found = graph(**inputs).last_hidden_state[real]
+    assert float(nn.functional.cosine_similarity(found, wanted).mean()) > 0.99
+
+
 def test_what_reads_the_same_is_rounded_once_and_weights_are_bytes(tmp_path: Path) -> None:
     auto_class, module = made("bert")
     kept = converted(module, auto_class, tmp_path)

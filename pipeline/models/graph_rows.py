@@ -33,8 +33,8 @@ def laid_out(
     """The inputs padded for attention, with the mask, which row each place of them takes, and which place each row.
 
     `inputs_BL` are right-padded ids and token types; `lengths_B` the real tokens of each text, at least one in all.
-    No text becomes longer than `most_tokens`, which is what a model has positions for. Padding stands in the row of the
-    first token, and rows that fill up hold it once more: nobody reads either.
+    No text becomes longer than `most_tokens`, which is what a model has positions for. Padding stands in the row of its
+    text's first token: a text whose numbers are none spoils no other. Rows that fill up hold what nobody reads.
     """
     lengths = np.asarray(lengths_B)
     tokens = int(lengths.max())
@@ -48,7 +48,7 @@ def laid_out(
         wide_BL[:, :tokens] = values_BL[:, :tokens]
         found[name] = wide_BL
     places = np.flatnonzero(real_BL)
-    places_N = np.zeros(real_BL.size, np.int64)
+    places_N = np.repeat(np.cumsum(lengths) - lengths, padded)
     places_N[places] = np.arange(len(places))
     places_T = np.zeros(-(-len(places) // ROWS_GRAIN) * ROWS_GRAIN, np.int64)
     places_T[: len(places)] = places

@@ -27,6 +27,7 @@ def test_each_real_token_has_its_row_and_each_row_its_place(
     assert (in_rows[tokens:] == ids_BL[0, 0]).all()
     back = in_rows[found[PLACES_N]].reshape(wide.shape)
     assert np.array_equal(back[found["attention_mask"] == 1], ids_BL[real_BL])
+    assert (back == np.where(found["attention_mask"] == 1, back, back[:, :1])).all()  # padding is of its own text
     assert len(in_rows) % ROWS_GRAIN == 0
     assert len(in_rows) - tokens < ROWS_GRAIN
     assert wide.shape[1] % ATTENTION_GRAIN == 0 or wide.shape[1] == most_tokens

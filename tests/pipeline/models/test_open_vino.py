@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ModelError, RunError
 from pipeline.models import open_vino
-from pipeline.models.engine import pad
+from pipeline.models.engine import forward_pieces, pad
 from pipeline.models.loading import LoadedModel, load
+from pipeline.models.pooling import pool
 from pipeline.models.reference import ModelSettings, pin
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'corpusmill[openvino]'")
@@ -64,6 +65,29 @@ def test_token_types_count(make_encoder: Make) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
     untyped = pad(ids_P, np.array([0]), 0, "cpu")
     assert not torch.allclose(in_openvino.module(**untyped.inputs).last_hidden_state, found)
+
+
+def test_a_text_whose_numbers_are_none_spoils_no_other(make_encoder: Make) -> None:
+    folder = make_encoder()
+    spoilt = _loaded(folder, "AutoModel", "torch").module
+    with torch.no_grad():
+        spoilt.embeddings.word_embeddings.weight[9] = torch.nan
+    spoilt.save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_vino, "_MOST_OFF", dict.fromkeys(open_vino._MOST_OFF, np.inf))
+        loaded = _loaded(folder, "AutoModel", "openvino")
+    ids_P = [np.array(ids, np.int32) for ids in ([2, 9, 8, 3], [2, 8, 3], [2, 8, 7, 7, 9, 3], [2, 3])]
+    ran = forward_pieces(
+        ids_P,
+        lambda padded: pool(loaded.module(**padded.inputs).last_hidden_state, padded.attention_mask_BL, "mean"),
+        width=spoilt.config.hidden_size,
+        token_budget=64,
+        pad_id=0,
+        device="cpu",
+        packed=loaded.packed,
+    )
+    assert loaded.packed
+    assert sorted(ran.failures) == [0, 2]
 
 
 def test_what_it_said_of_one_micro_batch_is_not_written_over_by_the_next(make_encoder: Make) -> None:

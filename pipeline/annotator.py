@@ -232,7 +232,7 @@ class Annotator:
 
     def take_tokenizers(self) -> None:
         """Load the tokenizers alone, for `tokenise`; ModelError where one cannot be loaded."""
-        from pipeline.models.loading import prepared_tokenizer
+        from pipeline.models.pretrained import prepared_tokenizer
 
         held: dict[str, Any] = {}
         for spec, task in zip(self._specs, self._tasks, strict=True):

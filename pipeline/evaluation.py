@@ -160,7 +160,7 @@ def objective_over(job: EvaluateJob) -> Objective:
     objective: Objective = kind(job.objective, job.data)
     objective.look_at(open_corpus(job.corpus).schema)
     if objective.asks_tokenizer:
-        from pipeline.models.loading import prepared_tokenizer
+        from pipeline.models.pretrained import prepared_tokenizer
 
         model = pin(job.model)
         objective.start(prepared_tokenizer(model, 1), model, window_of(Path(model.folder), model.config))

@@ -228,7 +228,7 @@ def main() -> None:
     from pipeline.models.lean import import_lean
 
     import_lean()
-    from pipeline.models.loading import wide_module
+    from pipeline.models.pretrained import wide_module
 
     pinned, told = PinnedModel(**wish["model"]), {}
     try:

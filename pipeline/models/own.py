@@ -15,7 +15,8 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.device import settle
 from pipeline.models.inspection import weight_files
-from pipeline.models.loading import LoadedModel, dtype_named, prepared_tokenizer
+from pipeline.models.loading import LoadedModel, dtype_named
+from pipeline.models.pretrained import prepared_tokenizer
 from pipeline.models.reference import PinnedModel, on_this_node
 from pipeline.workers import Device
 

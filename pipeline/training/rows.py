@@ -263,7 +263,7 @@ def started(job: FinetuneJob, model: PinnedModel, max_tokens: int, schema: pa.Sc
     """The job's objective with its tokenizer, made once in each process."""
     key = json.dumps([job.pinned(), model.digest, max_tokens], default=str)
     if key not in _started:
-        from pipeline.models.loading import prepared_tokenizer
+        from pipeline.models.pretrained import prepared_tokenizer
         from pipeline.models.reference import on_this_node
 
         _started.clear()

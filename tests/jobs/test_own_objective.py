@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from pipeline import tasks
 from pipeline.errors import JobError
-from pipeline.models.loading import prepared_tokenizer
 from pipeline.models.own import load_own
+from pipeline.models.pretrained import prepared_tokenizer
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
 from pipeline.tasks.base import Texts
 from pipeline.training import objectives

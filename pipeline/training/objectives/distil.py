@@ -138,7 +138,7 @@ class Distil(Classify):
         self._module: nn.Module | None = None
         if self.config.teacher is None:
             return
-        from pipeline.models.loading import prepared_tokenizer
+        from pipeline.models.pretrained import prepared_tokenizer
 
         positions = positions_tokens(self.teacher.config)
         if positions is not None and positions < max_tokens:

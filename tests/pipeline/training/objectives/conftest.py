@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.models.loading import prepared_tokenizer
+from pipeline.models.pretrained import prepared_tokenizer
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.training.job import DataSettings, TrainingSettings
 from pipeline.training.objectives.base import Learned, Objective

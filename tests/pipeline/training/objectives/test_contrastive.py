@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pipeline.errors import JobError, ModelError
 from pipeline.metrics.base import measure
 from pipeline.metrics.retrieval import Retrieval
-from pipeline.models.loading import load, prepared_tokenizer
+from pipeline.models.loading import load
+from pipeline.models.pretrained import prepared_tokenizer
 from pipeline.models.reference import ModelSettings, pin
 from pipeline.tasks.base import Texts
 from pipeline.tasks.embed import Embed

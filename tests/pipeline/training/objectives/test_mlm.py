@@ -127,7 +127,7 @@ def test_as_many_tokens_are_hidden_as_the_weight_says_and_only_words(made, words
 
 @pytest.fixture(scope="module")
 def made(tiny):
-    from pipeline.models.loading import prepared_tokenizer
+    from pipeline.models.pretrained import prepared_tokenizer
 
     folder = tiny("bert", "MaskedLM", max_tokens=64)
     objective = Mlm(Mlm.Config(name="mlm", packed=False), DataSettings(path="corpus", text="body"))

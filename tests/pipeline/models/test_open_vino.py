@@ -67,20 +67,19 @@ def test_token_types_count(make_encoder: Make) -> None:
     assert not torch.allclose(in_openvino.module(**untyped.inputs).last_hidden_state, found)
 
 
-def test_a_text_whose_numbers_are_none_spoils_no_other(make_encoder: Make) -> None:
-    folder = make_encoder()
-    spoilt = _loaded(folder, "AutoModel", "torch").module
-    with torch.no_grad():
-        spoilt.embeddings.word_embeddings.weight[9] = torch.nan
-    spoilt.save_pretrained(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_vino, "_MOST_OFF", dict.fromkeys(open_vino._MOST_OFF, np.inf))
-        loaded = _loaded(folder, "AutoModel", "openvino")
+def test_a_text_whose_numbers_are_none_spoils_no_other(
+    make_encoder: Make, copy_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["embeddings.word_embeddings.weight"][9] = torch.nan
+
+    monkeypatch.setattr(open_vino, "_MOST_OFF", dict.fromkeys(open_vino._MOST_OFF, np.inf))
+    loaded = _loaded(copy_of(make_encoder(), edit=spoil), "AutoModel", "openvino")
     ids_P = [np.array(ids, np.int32) for ids in ([2, 9, 8, 3], [2, 8, 3], [2, 8, 7, 7, 9, 3], [2, 3])]
     ran = forward_pieces(
         ids_P,
         lambda padded: pool(loaded.module(**padded.inputs).last_hidden_state, padded.attention_mask_BL, "mean"),
-        width=spoilt.config.hidden_size,
+        width=loaded.module.config.hidden_size,
         token_budget=64,
         pad_id=0,
         device="cpu",

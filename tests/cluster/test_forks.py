@@ -138,7 +138,7 @@ def test_what_a_worker_frees_is_free_at_once_unless_the_user_says_otherwise(
     assert int(_begun(worker, forks)) < 1_000
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=7")
     with Forks.started([]) as users:
-        assert int(_begun(worker, users)) > 5_000
+        assert int(_begun(worker, users)) > 2_000  # how much depends on what the heap was like before
 
 
 def test_workers_draw_other_ids_from_rays_randomness_each(worker: Path) -> None:

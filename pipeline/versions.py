@@ -3,7 +3,7 @@
 installed("torch", "no-such-package") -> {"python": "3.12.3", "torch": "2.13.0"}
 computing({"torch"})                  -> {"corpusmill": "0.1.0", "arithmetic": "5", "torch": "2.13.0", …}
 differing([{"torch": "2.12.0"}, {"torch": "2.13.0", "arithmetic": "5"}])
-                                      -> "torch 2.12.0 and 2.13.0, arithmetic unknown and 4"
+                                      -> "torch 2.12.0 and 2.13.0, arithmetic unknown and 5"
 """
 
 import platform
